@@ -1,0 +1,45 @@
+# `make test` in a fresh clone is enough: each target sets up .venv first. Needs Python 3.10 or newer; no root.
+# Without an NVIDIA card, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu makes torch a small download.
+
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+COMFYUI_PATH ?=
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+REQUIREMENTS := pyproject.toml constraints.txt tests/comfy/requirements.txt
+
+.PHONY: demo test test-comfy check fuzz bench
+
+demo: $(INSTALLED)
+	$(BIN)/lora-workbench demo
+
+# pytest as a command, not `python -m pytest`: that would put this folder on sys.path, and our nodes/ before ComfyUI's nodes.py.
+# ComfyUI runs in its own process: diffusers cannot be imported beside the torchvision stub.
+test: $(INSTALLED)
+	$(BIN)/pytest -m "not slow" --ignore=tests/comfy tests
+	COMFYUI_PATH="$(COMFYUI_PATH)" $(BIN)/pytest -m "not slow" tests/comfy
+
+# make test-comfy COMFYUI_PATH=~/ComfyUI runs the same tests in that ComfyUI.
+test-comfy: $(INSTALLED)
+	COMFYUI_PATH="$(COMFYUI_PATH)" $(BIN)/pytest tests/comfy
+
+check: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+fuzz: $(INSTALLED)
+	LORA_WORKBENCH_FUZZ=100000 $(BIN)/pytest tests/core/test_header_fuzz.py
+
+bench: $(INSTALLED)
+	set -e; for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python "$$benchmark"; done
+
+$(INSTALLED): $(REQUIREMENTS) | $(BIN)/python
+	$(BIN)/python -m pip install -qq --disable-pip-version-check $(CONSTRAINTS:%=-c %) \
+		-e '.[dev]' -r tests/comfy/requirements.txt
+	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed. Fix: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv

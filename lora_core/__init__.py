@@ -1,0 +1,1 @@
+"""LoRA mathematics, file formats, key maps and patching; needs torch and safetensors only."""

@@ -1,0 +1,7 @@
+"""Adapter kinds: what the tensors of one module mean, as a change of one base weight."""
+
+from .base import Adapter, ThinFactors
+from .diff import DiffAdapter
+from .lora import LoraAdapter
+
+__all__ = ["Adapter", "DiffAdapter", "LoraAdapter", "ThinFactors"]

@@ -1,0 +1,35 @@
+"""The interface of every adapter kind."""
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class ThinFactors(NamedTuple):
+    """A delta in factored form: ``up @ down``, float32, scale not included.
+
+    Shapes: ``up`` is ``(out, rank)``, ``down`` is ``(rank, in * kernel)``.
+    """
+
+    up: Tensor
+    down: Tensor
+
+
+class Adapter(Protocol):
+    """The change of one base weight at strength 1."""
+
+    @property
+    def scale(self) -> float:
+        """Dimensionless factor of the product (``alpha / rank``), 1 where a kind has none."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every stored tensor, in the order of the constructor."""
+
+    def to(self, device: object) -> "Adapter":
+        """The same adapter with its tensors on ``device``, in their stored dtypes."""
+
+    def thin(self, shape: tuple[int, ...]) -> ThinFactors | None:
+        """Factors for a base weight of ``shape``, or None when the kind has no thin form."""
+
+    def delta(self, base_weight: Tensor) -> Tensor:
+        """The full update, shape of ``base_weight``, float32, scale included."""

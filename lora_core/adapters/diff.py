@@ -1,0 +1,43 @@
+"""Full difference: the stored tensor is the delta."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DiffAdapter:
+    """The update ``scale * diff`` of one weight or bias.
+
+    Used for ``diff``, ``diff_b``, ``w_norm``, ``b_norm`` (scale 1) and ``lora_B.bias`` (scale of
+    its LoRA).
+
+    Source: LyCORIS full and norm modules; PEFT ``lora_bias``.
+    """
+
+    diff: Tensor
+    scale: float = 1.0
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """``(diff,)``."""
+        return (self.diff,)
+
+    def to(self, device: object) -> "DiffAdapter":
+        """The same adapter with its tensor on ``device``."""
+        return replace(self, diff=self.diff.to(device=device))  # type: ignore[call-overload]
+
+    def thin(self, shape: tuple[int, ...]) -> None:
+        """A full difference has no thin form."""
+        return
+
+    def delta(self, base_weight: Tensor) -> Tensor:
+        """The full update in float32, shape of ``base_weight``.
+
+        A diff with fewer input channels than the weight is padded with zeros.
+        """
+        diff, shape = self.diff.float(), base_weight.shape
+        if diff.numel() != base_weight.numel():
+            padded = diff.new_zeros(shape)
+            padded[:, : diff.shape[1]] = diff
+            diff = padded
+        return self.scale * diff.reshape(shape)

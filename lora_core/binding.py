@@ -1,0 +1,304 @@
+"""Which weight of a model each tensor of a LoRA changes, and why the others change none."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from .errors import LoraError, NothingMatchedError, ShapeMismatchError, UnsupportedFormatError
+from .lora import Lora, LoraModule, Part
+from .models.target import ModuleTargets, Target
+
+USED = "used"
+UNMATCHED = "unmatched"
+MISMATCHED = "shape mismatch"
+UNSUPPORTED = "not supported"
+NOT_USED_HERE = "not used here"
+UNKNOWN = "unknown name"
+
+_FIRST_CONVOLUTION = "input_blocks.0.0.weight"
+_TEXT_ENCODER_NAMES = (
+    *("lora_te", "lora_prior_te", "oft_te", "text_encoder", "text_model.", "encoder.layers."),
+    *("clip_l.", "clip_g.", "clip_h.", "base_model.model.text_model.", "text_projection"),
+    "base_model.model.encoder.layers.",
+)
+
+
+class NameTable(Protocol):
+    """What binding needs to know of a model."""
+
+    components: frozenset[str]
+
+    def find(self, lora_key: str) -> tuple[ModuleTargets, ...]:
+        """The modules a name addresses: none, one, or one in each of two text encoders."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoundPart:
+    """One part of one module, and where it goes.
+
+    ``target`` is None unless ``verdict`` is ``"used"`` or ``"shape mismatch"``.
+    """
+
+    module: LoraModule
+    part: Part
+    target: Target | None
+    verdict: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRow:
+    """What became of one tensor of a file."""
+
+    key: str
+    lora_key: str | None
+    role: str | None
+    target_key: str | None
+    rule: str
+    scale: float | None
+    verdict: str
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A LoRA seen from one model: every tensor accounted for."""
+
+    lora: Lora
+    parts: tuple[BoundPart, ...]
+
+    def used(self) -> tuple[BoundPart, ...]:
+        """The parts that change a weight of the model."""
+        return tuple(bound for bound in self.parts if bound.verdict == USED)
+
+    def rows(self) -> list[TensorRow]:
+        """One row per tensor of the file, in the file's order."""
+        rows = dict(self._module_rows())
+        return [rows.get(key) or _unknown_row(self.lora, key) for key in self.lora.file.tensors]
+
+    def _module_rows(self) -> Iterator[tuple[str, TensorRow]]:
+        by_module: dict[str, list[BoundPart]] = {}
+        for bound in self.parts:
+            by_module.setdefault(bound.module.lora_key, []).append(bound)
+        for module in self.lora.modules.values():
+            bounds = by_module.get(module.lora_key, [])
+            for role, key in module.keys.items():
+                yield key, _row(self.lora, module, bounds, role, key)
+
+    def totals(self) -> dict[str, int]:
+        """Number of tensors by verdict."""
+        return dict(Counter(row.verdict for row in self.rows()))
+
+    def notes(self) -> list[str]:
+        """Facts a user may be surprised by, each once, with the number of modules."""
+        counts = Counter(note for module in self.lora.modules.values() for note in module.notes)
+        twice = Counter((b.target.target_key, b.target.rows) for b in self.used() if b.target)
+        doubled = sum(count > 1 for count in twice.values())
+        notes = [f"{note} ({count} modules)" for note, count in counts.items()]
+        if doubled:
+            notes.append(f"{doubled} weights are addressed by more than one module; both apply")
+        return notes
+
+    def check(self, unmatched: str = "report") -> None:
+        """Raise when this LoRA cannot be applied to this model.
+
+        Args:
+            unmatched: ``"report"`` accepts a file some of whose tensors match nothing;
+                ``"error"`` does not.
+
+        Raises:
+            UnsupportedFormatError: the file as a whole, or each of its modules, is of a kind that
+                is not supported.
+            ShapeMismatchError: a name matches a weight of another shape.
+            NothingMatchedError: no tensor addresses a weight of this model.
+            LoraError: ``unmatched`` is ``"error"`` and some tensor is not used.
+        """
+        lora = self.lora
+        if lora.problem is not None:
+            raise UnsupportedFormatError(
+                f"{lora.name} cannot be applied: {lora.problem}.",
+                {"Tensors": len(lora.file.tensors)},
+                "convert it to the kohya or PEFT format with the tool that wrote it.",
+            )
+        self._check_shapes()
+        if not self.used() and not any(b.verdict == NOT_USED_HERE for b in self.parts):
+            self._raise_nothing_matched()
+        if unmatched == "error":
+            self._check_complete()
+
+    def _check_shapes(self) -> None:
+        wrong = [bound for bound in self.parts if bound.verdict == MISMATCHED]
+        if wrong:
+            first = wrong[0]
+            raise ShapeMismatchError(
+                f"{self.lora.name} is for another base: {len(wrong)} of its modules match a "
+                "weight of this model that has another shape.",
+                {
+                    "First": first.module.lora_key,
+                    "Weight": first.target.target_key if first.target else "-",
+                    "Shapes": first.reason,
+                },
+                "use a LoRA made for this base, or load the base it was made for.",
+            )
+
+    def _raise_nothing_matched(self) -> None:
+        lora = self.lora
+        kinds = Counter(module.kind for module in lora.modules.values() if module.problem)
+        if kinds and sum(kinds.values()) == len(lora.modules):
+            problem = next(m.problem for m in lora.modules.values() if m.problem)
+            raise UnsupportedFormatError(
+                f"{lora.name} cannot be applied: {problem}.",
+                {"Modules": ", ".join(f"{n} {kind}" for kind, n in kinds.items())},
+                "use a file of plain LoRA, LoCon, diff or norm modules.",
+            )
+        raise NothingMatchedError(
+            f"{lora.name} is not for this model: none of its tensors addresses a weight of it.",
+            {"Tensors": len(lora.file.tensors), "First": next(iter(lora.file.tensors), "none")},
+            "use a LoRA made for this base; `lora-workbench inspect` names the base of a file.",
+        )
+
+    def _check_complete(self) -> None:
+        unused = [row for row in self.rows() if row.verdict not in (USED, NOT_USED_HERE)]
+        if unused:
+            raise LoraError(
+                f"{self.lora.name}: {len(unused)} tensors are not used, and the setting "
+                "'unmatched' says this is an error.",
+                {row.key: row.reason for row in unused[:3]},
+                "set 'unmatched' to 'report', or use a file made for this base.",
+            )
+
+
+def bind(lora: Lora, table: NameTable) -> Binding:
+    """Find the weight of every module of a LoRA by name and shape. Reads no factor."""
+    return Binding(lora, tuple(_bound_parts(lora, table)))
+
+
+def _bound_parts(lora: Lora, table: NameTable) -> Iterator[BoundPart]:
+    for module in lora.modules.values():
+        if module.problem is not None or lora.problem is not None:
+            continue
+        found = _fitting(lora, module, table.find(module.lora_key))
+        for part in module.parts:
+            yield _bound(lora, module, part, found, table.components)
+
+
+def _fitting(
+    lora: Lora, module: LoraModule, found: tuple[ModuleTargets, ...]
+) -> ModuleTargets | None:
+    """The one module meant; of two text encoders the one whose shapes fit."""
+    if len(found) < 2:
+        return found[0] if found else None
+    fitting = [
+        targets
+        for targets in found
+        if all(_fits(lora, part, _target(part, targets)) for part in module.parts)
+    ]
+    return fitting[0] if len(fitting) == 1 else found[0]
+
+
+def _target(part: Part, targets: ModuleTargets) -> Target | None:
+    return targets.weight if part.of == "weight" else targets.bias
+
+
+def _bound(
+    lora: Lora,
+    module: LoraModule,
+    part: Part,
+    targets: ModuleTargets | None,
+    components: frozenset[str],
+) -> BoundPart:
+    if targets is None:
+        if is_text_encoder_key(module.lora_key) and not components & {"te1", "te2"}:
+            return BoundPart(module, part, None, NOT_USED_HERE, "no text encoder is connected")
+        if not is_text_encoder_key(module.lora_key) and "unet" not in components:
+            return BoundPart(module, part, None, NOT_USED_HERE, "no diffusion model is connected")
+        return BoundPart(module, part, None, UNMATCHED, "the model has no module of this name")
+    target = _target(part, targets)
+    if target is None:
+        return BoundPart(module, part, None, UNMATCHED, f"the module has no {part.of}")
+    if not _fits(lora, part, target):
+        reason = f"{_described(lora, part)}, weight {list(target.shape)}"
+        return BoundPart(module, part, target, MISMATCHED, reason)
+    return BoundPart(module, part, target, USED)
+
+
+def is_text_encoder_key(lora_key: str) -> bool:
+    """Whether a name addresses a text encoder, by how it starts."""
+    return lora_key.startswith(_TEXT_ENCODER_NAMES)
+
+
+def _fits(lora: Lora, part: Part, target: Target | None) -> bool:
+    """Whether the factors make a delta of the target's shape.
+
+    Trailing ones do not count: linear and 1x1-convolution factors are interchangeable.
+    """
+    if target is None:
+        return False
+    delta, wanted = _delta_shape(lora, part), _trimmed(target.shape)
+    if delta == wanted:
+        return True
+    can_pad = target.canonical == _FIRST_CONVOLUTION and len(delta) == len(wanted)
+    return can_pad and delta[1] < wanted[1] and delta[:1] + delta[2:] == wanted[:1] + wanted[2:]
+
+
+def _delta_shape(lora: Lora, part: Part) -> tuple[int, ...]:
+    if part.kind == "lora":
+        up, down = lora.shape(part.keys["up"]), lora.shape(part.keys["down"])
+        kernel = lora.shape(part.keys["mid"])[2:] if "mid" in part.keys else down[2:]
+        return _trimmed((up[0], down[1], *kernel))
+    (key,) = part.keys.values()
+    return _trimmed(lora.shape(key))
+
+
+def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _described(lora: Lora, part: Part) -> str:
+    return ", ".join(f"{role} {list(lora.shape(key))}" for role, key in part.keys.items())
+
+
+_RULES: Mapping[str, str] = {
+    "lora": "scale * up @ down",
+    "tucker": "scale * up @ (mid x down)",
+    "lora-bias": "bias += scale * up_bias",
+    "diff": "+= diff",
+    "norm": "+= diff",
+}
+
+
+def _row(
+    lora: Lora, module: LoraModule, bounds: Iterable[BoundPart], role: str, key: str
+) -> TensorRow:
+    problem = lora.problem or module.problem
+    if problem is not None:
+        return TensorRow(key, module.lora_key, role, None, "", None, UNSUPPORTED, problem)
+    own = [b for b in bounds if role in b.part.keys] or (
+        [b for b in bounds if b.part.kind == "lora"] if role == "alpha" else []
+    )
+    if not own:
+        reason = "alpha has no effect on a full difference"
+        return TensorRow(key, module.lora_key, role, None, "", None, UNMATCHED, reason)
+    bound = own[0]
+    rule = "tucker" if "mid" in bound.part.keys else bound.part.kind
+    return TensorRow(
+        key,
+        module.lora_key,
+        role,
+        bound.target.target_key if bound.target else None,
+        _RULES[rule],
+        module.scale,
+        bound.verdict,
+        bound.reason,
+    )
+
+
+def _unknown_row(lora: Lora, key: str) -> TensorRow:
+    if lora.problem is not None:
+        return TensorRow(key, None, None, None, "", None, UNSUPPORTED, lora.problem)
+    module = next((m for m in lora.modules.values() if m.problem and key in m.problem), None)
+    reason = module.problem if module else "no known suffix ends this name"
+    return TensorRow(key, None, None, None, "", None, UNKNOWN, reason)

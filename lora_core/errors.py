@@ -1,0 +1,46 @@
+"""Errors of the core: a headline, the facts, and what to do."""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+
+
+class LoraError(ValueError):
+    """The input cannot be used; the message says why and what to change.
+
+    The text is ``headline``, one indented ``name: value`` line per fact, then ``Fix: ...``.
+    """
+
+    def __init__(self, headline: str, facts: Mapping[str, object] | None = None, fix: str = ""):
+        self.headline, self.facts, self.fix = headline, dict(facts or {}), fix
+        lines = [headline, *(f"  {name}: {value}" for name, value in self.facts.items())]
+        super().__init__("\n".join([*lines, f"Fix: {fix}"] if fix else lines))
+
+
+class DamagedFileError(LoraError):
+    """A file breaks its own format."""
+
+
+class UnsupportedFormatError(LoraError):
+    """A file or module is of a kind that is recognised but cannot be applied."""
+
+
+class ShapeMismatchError(LoraError):
+    """A tensor's shape does not fit the weight that its name addresses."""
+
+
+class NothingMatchedError(LoraError):
+    """No tensor of a LoRA addresses a weight of this model."""
+
+
+class UnusableModelError(LoraError):
+    """The base could not be proved restored; the model must be loaded again."""
+
+
+class UnknownChoiceError(LoraError):
+    """A name is not in the collection it was looked up in."""
+
+    def __init__(self, what: str, got: str, known: Iterable[str]):
+        choices = sorted(known)
+        near = get_close_matches(got, choices, n=1)
+        hint = f"use {near[0]!r}." if near else "use one of the known names."
+        super().__init__(f"Unknown {what} {got!r}.", {"Known": ", ".join(choices)}, hint)

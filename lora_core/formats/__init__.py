@@ -1,0 +1,1 @@
+"""What the names in a LoRA file mean: suffix -> role, and the metadata that writers add."""

@@ -1,0 +1,122 @@
+"""Alpha of PEFT files: it stands in a config beside the tensors or in the file's header."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import DamagedFileError, UnsupportedFormatError
+
+HEADER_KEY = "lora_adapter_metadata"
+_REGEX_CHARACTERS = frozenset("*+?[](){}|\\$")
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The fields of a PEFT ``LoraConfig`` that decide the scale.
+
+    ``lora_alpha`` is in the unit of rank; ``alpha_pattern`` overrides it by module name.
+    Source: peft ``LoraConfig`` and ``get_pattern_key`` (0.21).
+    """
+
+    lora_alpha: float | None = None
+    use_rslora: bool = False
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    unsupported: str | None = None
+
+    def alpha_of(self, module_key: str, rank: int) -> float | None:
+        """Alpha such that ``alpha / rank`` is the scale, or None when the config has none."""
+        alpha = self.lora_alpha
+        for pattern, value in self.alpha_pattern.items():
+            if _names(pattern, module_key):
+                alpha = value
+                break
+        if alpha is None:
+            return None
+        return alpha * rank**0.5 if self.use_rslora else alpha
+
+
+def _names(pattern: str, module_key: str) -> bool:
+    if pattern.startswith("^"):
+        return module_key == pattern[1:]
+    return module_key == pattern or module_key.endswith("." + pattern)
+
+
+def parse_peft_config(fields: Mapping[str, Any], where: str) -> PeftConfig:
+    """Read one adapter's config.
+
+    Raises:
+        DamagedFileError: a field has the wrong type.
+        UnsupportedFormatError: ``alpha_pattern`` uses regular expressions.
+    """
+    pattern = fields.get("alpha_pattern") or {}
+    if not isinstance(pattern, dict):
+        raise DamagedFileError(
+            f"{where}: alpha_pattern is not an object.",
+            {"Got": type(pattern).__name__},
+            "restore the adapter_config.json that was saved with the file.",
+        )
+    for name in pattern:
+        if _REGEX_CHARACTERS & set(name):
+            raise UnsupportedFormatError(
+                f"{where}: alpha_pattern {name!r} is a regular expression.",
+                {"Expected": "module names or their endings"},
+                "write the alphas into the file as <module>.alpha tensors.",
+            )
+    return PeftConfig(
+        lora_alpha=_number(fields.get("lora_alpha"), "lora_alpha", where),
+        use_rslora=bool(fields.get("use_rslora", False)),
+        alpha_pattern={
+            name: value
+            for name, raw in pattern.items()
+            if (value := _number(raw, f"alpha_pattern {name!r}", where)) is not None
+        },
+        unsupported=_unsupported(fields),
+    )
+
+
+def _unsupported(fields: Mapping[str, Any]) -> str | None:
+    init = fields.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(("pissa", "olora", "corda", "loftq")):
+        return f"raw {init} adapter: it belongs to a changed base, export it as plain LoRA first"
+    if fields.get("fan_in_fan_out"):
+        return "fan_in_fan_out adapters store transposed weights"
+    kind = fields.get("peft_type", "LORA")
+    return None if kind == "LORA" else f"PEFT type {kind}"
+
+
+def _number(value: object, name: str, where: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DamagedFileError(
+            f"{where}: {name} is not a number.",
+            {"Got": repr(value)},
+            "restore the config that was saved with the file.",
+        )
+    return float(value)
+
+
+def parse_header_configs(metadata: Mapping[str, str], where: str) -> dict[str, PeftConfig]:
+    """Configs in a safetensors header, by component prefix ("" when they carry none).
+
+    Source: diffusers ``LoraBaseMixin._save_lora_weights`` (keys ``unet.lora_alpha``, ...).
+    """
+    text = metadata.get(HEADER_KEY)
+    if text is None:
+        return {}
+    try:
+        fields = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DamagedFileError(
+            f"{where}: {HEADER_KEY} in the header is not JSON.",
+            {"Cause": error},
+            "save the file again with an intact header.",
+        ) from error
+    if not isinstance(fields, dict):
+        return {}
+    grouped: dict[str, dict[str, Any]] = {}
+    for name, value in fields.items():
+        prefix, _, plain = name.rpartition(".")
+        grouped.setdefault(prefix, {})[plain] = value
+    return {prefix: parse_peft_config(group, where) for prefix, group in grouped.items()}

@@ -1,0 +1,364 @@
+"""A LoRA file understood: its modules, their kinds and scales; no factor is read yet."""
+
+import json
+import math
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .adapters import Adapter, DiffAdapter, LoraAdapter
+from .errors import DamagedFileError, LoraError
+from .files.memory_file import MemoryFile
+from .files.tensor_file import TensorFile, open_tensor_file
+from .formats.peft_config import PeftConfig, parse_header_configs, parse_peft_config
+from .formats.suffixes import Role, split_key
+
+_WHOLE_FILE_KINDS = {
+    "nameless": "cloneofsimo file: its keys are numbers in traversal order, not module names",
+    "xlabs": "x-labs Flux file",
+}
+_CONTROL_LORA_KEY = "lora_controlnet"
+_PEFT_CONFIG = "adapter_config.json"
+_FOLDER_FILES = (
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "pytorch_lora_weights.safetensors",
+    "pytorch_lora_weights.bin",
+)
+_PEFT_PREFIXES = ("base_model.model.", "unet.", "transformer.", "text_encoder.", "text_encoder_2.")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The tensors of one module that change one parameter.
+
+    Attributes:
+        of: ``"weight"`` or ``"bias"``.
+        kind: ``"lora"``, ``"diff"`` or ``"norm"``.
+        keys: Role to tensor name.
+    """
+
+    of: str
+    kind: str
+    keys: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class LoraModule:
+    """All tensors of a file that share a module key.
+
+    Attributes:
+        lora_key: Name in the file without the suffix.
+        kind: Adapter kind shown to the user; ``"lora"``, ``"diff"``, ``"norm"``, or one that is
+            recognised but not supported.
+        keys: Role to tensor name, every tensor of the module.
+        parts: What can be applied; empty when ``problem`` says why not.
+        rank: Rows of ``down``, None for kinds without factors.
+        alpha: Stored or configured alpha in the unit of rank, None when there is none.
+        problem: Why the module cannot be applied, or None.
+        notes: Facts a user may be surprised by.
+    """
+
+    lora_key: str
+    kind: str
+    keys: Mapping[str, str]
+    parts: tuple[Part, ...] = ()
+    rank: int | None = None
+    alpha: float | None = None
+    problem: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def scale(self) -> float | None:
+        """``alpha / rank``, 1 when there is no alpha or alpha is 0; None without factors."""
+        if self.rank is None:
+            return None
+        return self.alpha / self.rank if self.alpha else 1.0
+
+
+class Lora:
+    """One LoRA: modules by key, the tensors nobody could name, and the file behind them.
+
+    Make one with ``load_lora`` or ``lora_from_tensors``. ``file_key`` tells two files apart
+    without reading them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        file: TensorFile,
+        modules: Mapping[str, LoraModule],
+        unknown_keys: tuple[str, ...],
+        formats: tuple[str, ...],
+        problem: str | None = None,
+        file_key: Hashable = None,
+    ):
+        self.name = name
+        self.file = file
+        self.modules = modules
+        self.unknown_keys = unknown_keys
+        self.formats = formats
+        self.problem = problem
+        self.file_key = file_key
+
+    def __repr__(self) -> str:
+        return f"Lora({self.name!r}, {len(self.modules)} modules)"
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The header's string pairs (``ss_*``, ``modelspec.*``, ...)."""
+        return self.file.metadata
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the file's bytes; read once, on first use."""
+        return self.file.sha256()
+
+    def shape(self, tensor_key: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the header."""
+        return self.file.tensors[tensor_key].shape
+
+    def adapter(self, module: LoraModule, part: Part) -> Adapter:
+        """Read the factors of one part.
+
+        Raises:
+            LoraError: a tensor holds NaN or infinity.
+            DamagedFileError: the file changed or shrank since it was opened.
+        """
+        data = self.file.read_many(part.keys.values())
+        tensors = {role: data[key] for role, key in part.keys.items()}
+        for role, tensor in tensors.items():
+            if not all_finite(tensor):
+                raise LoraError(
+                    f"{self.name}: {part.keys[role]} holds NaN or infinity.",
+                    {"Shape": tuple(tensor.shape), "Dtype": tensor.dtype},
+                    "the training run that wrote this file broke; use another copy or checkpoint.",
+                )
+        if part.kind == "lora":
+            return LoraAdapter(tensors["down"], tensors["up"], tensors.get("mid"), module.alpha)
+        (tensor,) = tensors.values()
+        return DiffAdapter(tensor, (module.scale or 1.0) if "up_bias" in part.keys else 1.0)
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite; integer tensors are."""
+    if not tensor.is_floating_point():
+        return True
+    wide = tensor.float() if tensor.element_size() == 1 else tensor
+    return bool(torch.isfinite(wide).all())
+
+
+def load_lora(path: str | Path, name: str | None = None) -> Lora:
+    """Read names, shapes and alphas of a LoRA file or PEFT folder.
+
+    Args:
+        path: A ``.safetensors``, ``.pt`` or ``.bin`` file, or a folder with a PEFT or diffusers
+            file in it; an ``adapter_config.json`` beside ``adapter_model.*`` gives its alphas.
+        name: Shown in reports; the file's name by default.
+
+    Raises:
+        DamagedFileError: the file breaks its format.
+        UnsupportedFormatError: the file's type is not one of these.
+    """
+    location = _file_of(Path(path))
+    file = open_tensor_file(location)
+    config = location.with_name(_PEFT_CONFIG)
+    configs = parse_header_configs(file.metadata, str(location.name))
+    if location.stem == "adapter_model" and config.is_file():
+        configs[""] = parse_peft_config(_read_config(config), str(config))
+    stat = location.stat()
+    file_key = (str(location.resolve()), stat.st_size, stat.st_mtime_ns)
+    return _parse(name or Path(path).name, file, configs, file_key)
+
+
+def lora_from_tensors(
+    name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Lora:
+    """A LoRA from tensors in memory, read by the same rules as a file."""
+    file = MemoryFile(name, tensors, metadata)
+    configs = parse_header_configs(file.metadata, name)
+    return _parse(str(file.path), file, configs, ("<memory>", id(file)))
+
+
+def _file_of(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for name in _FOLDER_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise LoraError(
+        f"No LoRA file in the folder {path.name}.",
+        {"Expected": ", ".join(_FOLDER_FILES), "Folder": path},
+        "give the file itself, or a folder saved by PEFT or diffusers.",
+    )
+
+
+def _read_config(path: Path) -> dict[str, object]:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedFileError(
+            f"{path.name} cannot be read.",
+            {"Cause": error, "Path": path},
+            "restore the adapter_config.json that was saved with the file.",
+        ) from error
+    if not isinstance(fields, dict):
+        raise DamagedFileError(
+            f"{path.name} is not a JSON object.",
+            {"Path": path},
+            "restore the adapter_config.json that was saved with the file.",
+        )
+    return fields
+
+
+def _parse(
+    name: str, file: TensorFile, configs: Mapping[str, PeftConfig], file_key: Hashable
+) -> Lora:
+    grouped: dict[str, dict[Role, str]] = {}
+    unknown: list[str] = []
+    clashes: dict[str, str] = {}
+    formats: dict[str, None] = {}
+    for key in file.tensors:
+        found = split_key(key)
+        if found is None:
+            unknown.append(key)
+            continue
+        module_key, role = found
+        roles = grouped.setdefault(module_key, {})
+        twin = next((other for other in roles if other[:2] == role[:2]), None)
+        if twin is not None:
+            clashes[module_key] = f"two tensors for the role {role.name}: {roles[twin]} and {key}"
+            unknown.append(key)
+            continue
+        roles[role] = key
+        if role.format:
+            formats[role.format] = None
+    alphas = _read_alphas(name, file, grouped)
+    modules = {
+        module_key: _module(
+            module_key, roles, file, alphas, _config_for(module_key, configs), clashes
+        )
+        for module_key, roles in grouped.items()
+    }
+    problem = _whole_problem(file, grouped)
+    return Lora(name, file, modules, tuple(unknown), tuple(formats), problem, file_key)
+
+
+def _whole_problem(file: TensorFile, grouped: Mapping[str, Mapping[Role, str]]) -> str | None:
+    if _CONTROL_LORA_KEY in file.tensors:
+        return "Control-LoRA: a ControlNet in LoRA form"
+    kinds = {role.kind for roles in grouped.values() for role in roles}
+    return next((text for kind, text in _WHOLE_FILE_KINDS.items() if kind in kinds), None)
+
+
+def _read_alphas(
+    name: str, file: TensorFile, grouped: Mapping[str, Mapping[Role, str]]
+) -> dict[str, float]:
+    keys = [key for roles in grouped.values() for role, key in roles.items() if role[1] == "alpha"]
+    alphas = {}
+    for key, tensor in file.read_many(keys).items():
+        value = float(tensor) if tensor.numel() == 1 else math.nan
+        if not math.isfinite(value):
+            raise DamagedFileError(
+                f"{name}: {key} is not one finite number.",
+                {"Shape": tuple(tensor.shape), "Value": value if tensor.numel() == 1 else "-"},
+                "load an intact copy of the file.",
+            )
+        alphas[key] = value
+    return alphas
+
+
+def _config_for(module_key: str, configs: Mapping[str, PeftConfig]) -> PeftConfig | None:
+    prefix = module_key.partition(".")[0]
+    return configs.get(prefix) or configs.get("")
+
+
+def _module(
+    lora_key: str,
+    roles: Mapping[Role, str],
+    file: TensorFile,
+    alphas: Mapping[str, float],
+    config: PeftConfig | None,
+    clashes: Mapping[str, str],
+) -> LoraModule:
+    keys = {role.name: key for role, key in roles.items()}
+    kind = _kind(roles)
+    problem = clashes.get(lora_key) or _problem(kind, keys) or _rank_problem(keys, file)
+    if problem is None and config is not None and kind == "lora":
+        problem = config.unsupported
+    if problem is not None:
+        return LoraModule(lora_key, kind, keys, problem=problem)
+    rank = file.tensors[keys["down"]].shape[0] if "down" in keys else None
+    alpha = alphas[keys["alpha"]] if "alpha" in keys else None
+    if alpha is None and rank is not None and config is not None:
+        alpha = config.alpha_of(_without_prefix(lora_key), rank)
+    notes = ("alpha is 0: read as alpha = rank, as kohya does",) if alpha == 0 else ()
+    return LoraModule(lora_key, kind, keys, _parts(keys), rank, alpha, None, notes)
+
+
+def _without_prefix(lora_key: str) -> str:
+    for prefix in _PEFT_PREFIXES:
+        lora_key = lora_key.removeprefix(prefix)
+    return lora_key
+
+
+def _kind(roles: Iterable[Role]) -> str:
+    """The most specific kind among the roles; a LoRA with magnitudes is a DoRA."""
+    names, kinds = {role.name for role in roles}, {role.kind for role in roles} - {"shared"}
+    if "magnitude" in names:
+        return "dora"
+    exotic = sorted(kinds - {"lora", "diff", "norm"})
+    if exotic:
+        return exotic[0]
+    return next((kind for kind in ("lora", "diff", "norm") if kind in kinds), "unknown")
+
+
+def _problem(kind: str, keys: Mapping[str, str]) -> str | None:
+    if kind == "unknown":
+        return "no factors stand beside " + ", ".join(keys.values())
+    if kind not in ("lora", "diff", "norm"):
+        return f"{kind} modules are not supported yet"
+    if "scale_override" in keys:
+        return "a .scale tensor that replaces alpha / rank is not supported yet"
+    missing = {"down", "up"} - set(keys)
+    if kind == "lora" and missing:
+        return f"the {' and '.join(sorted(missing))} factor is missing"
+    return None
+
+
+def _rank_problem(keys: Mapping[str, str], file: TensorFile) -> str | None:
+    """Why the factors of one module do not fit each other, or None."""
+    if "down" not in keys:
+        return None
+    down, up = file.tensors[keys["down"]].shape, file.tensors[keys["up"]].shape
+    if len(down) < 2 or len(up) < 2 or 0 in down or 0 in up:
+        return f"the factors are not matrices: down {list(down)}, up {list(up)}"
+    if down[0] != up[1]:
+        return f"'down' and 'up' disagree on the rank: down {list(down)}, up {list(up)}"
+    if any(size != 1 for size in up[2:]):
+        return f"an up factor with a kernel is not known from any writer: up {list(up)}"
+    if "mid" in keys:
+        mid = file.tensors[keys["mid"]].shape
+        if mid[:2] != (down[0], down[0]) or any(size != 1 for size in down[2:]):
+            return f"the Tucker core does not fit: down {list(down)}, mid {list(mid)}"
+    return None
+
+
+def _parts(keys: Mapping[str, str]) -> tuple[Part, ...]:
+    def part(of: str, kind: str, *roles: str) -> Part | None:
+        chosen = {role: keys[role] for role in roles if role in keys}
+        return Part(of, kind, chosen) if chosen else None
+
+    parts = (
+        part("weight", "lora", "down", "up", "mid"),
+        part("bias", "lora-bias", "up_bias"),
+        part("weight", "diff", "diff"),
+        part("bias", "diff", "diff_b"),
+        part("weight", "norm", "w_norm"),
+        part("bias", "norm", "b_norm"),
+    )
+    return tuple(found for found in parts if found)

@@ -1,0 +1,166 @@
+"""The fused update: all terms of one storage as one low-rank product, added in float32."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..adapters import Adapter
+from ..stack import Term
+
+CHUNK_ELEMENTS = 1 << 19
+"""Elements per row chunk: the float32 temporary (2 MB) stays in a core's cache."""
+
+_LARGEST = {
+    torch.float8_e4m3fn: 448.0,
+    torch.float8_e5m2: 57344.0,
+}
+MERGEABLE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, *_LARGEST)
+
+
+def row_chunks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Row ranges ``(start, stop)`` of a storage, each of about ``CHUNK_ELEMENTS`` elements.
+
+    Depends on the shape alone, so that an undo cuts as the merge did.
+    """
+    rows = shape[0]
+    columns = 1
+    for size in shape[1:]:
+        columns *= size
+    step = max(1, CHUNK_ELEMENTS // max(1, columns))
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round float32 ``values`` to ``dtype``, to nearest even; fp8 is clamped to its range."""
+    largest = _LARGEST.get(dtype)
+    if largest is not None:
+        values = values.clamp(-largest, largest)
+    return values.to(dtype)
+
+
+@dataclass(frozen=True)
+class _View:
+    """The update of one row range of a storage, factors on its device in float32.
+
+    ``up`` is ``(stop - start, R)``, ``down`` is ``(R, columns)``; ``dense`` deltas are
+    ``(stop - start, columns)``, coefficients included.
+    """
+
+    start: int
+    stop: int
+    up: Tensor | None
+    down: Tensor | None
+    dense: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class FusedUpdate:
+    """The sum of all deltas of one storage, ready to be added row by row."""
+
+    views: tuple[_View, ...]
+
+    @property
+    def is_additive(self) -> bool:
+        """Whether the delta does not depend on the base weight; true of all kinds known so far."""
+        return True
+
+    def add_to(self, values: Tensor, start: int) -> Tensor:
+        """Add the delta's rows from ``start`` on to ``values`` ``(rows, columns)``, in place.
+
+        ``values`` is float32; one ``addmm`` per row range it meets.
+        """
+        for view, first, last in self._overlaps(start, start + values.shape[0]):
+            rows = values[first - start : last - start]
+            if view.up is not None and view.down is not None:
+                rows.addmm_(view.up[first - view.start : last - view.start], view.down)
+            for dense in view.dense:
+                rows.add_(dense[first - view.start : last - view.start])
+        return values
+
+    def delta(self, start: int, stop: int, columns: int) -> Tensor:
+        """Rows ``start`` to ``stop`` of the delta, ``(stop - start, columns)``, float32, a copy."""
+        if len(self.views) == 1:
+            (view,) = self.views
+            if view.start <= start and stop <= view.stop and view.up is not None:
+                rows = slice(start - view.start, stop - view.start)
+                values = torch.mm(view.up[rows], view.down)  # type: ignore[arg-type]
+                for dense in view.dense:
+                    values.add_(dense[rows])
+                return values
+        like = self.views[0].up if self.views[0].up is not None else self.views[0].dense[0]
+        return self.add_to(like.new_zeros(stop - start, columns), start)
+
+    def _overlaps(self, start: int, stop: int) -> Iterator[tuple[_View, int, int]]:
+        for view in self.views:
+            first, last = max(start, view.start), min(stop, view.stop)
+            if first < last:
+                yield view, first, last
+
+
+def fuse(
+    terms: Iterable[Term],
+    shape: tuple[int, ...],
+    adapter_of: Callable[[Term], Adapter],
+) -> FusedUpdate:
+    """Fuse the terms of one storage of ``shape``.
+
+    Args:
+        terms: In canonical order.
+        shape: The storage's shape, ``(out, in, *kernel)`` or ``(n,)``.
+        adapter_of: Gives a term's adapter, its tensors on the storage's device.
+    """
+    by_rows: dict[tuple[int, int], list[Term]] = {}
+    for term in terms:
+        by_rows.setdefault(term.target.rows or (0, shape[0]), []).append(term)
+    return FusedUpdate(
+        tuple(_view(rows, group, adapter_of) for rows, group in sorted(by_rows.items()))
+    )
+
+
+def _view(
+    rows: tuple[int, int], terms: Iterable[Term], adapter_of: Callable[[Term], Adapter]
+) -> _View:
+    ups, downs, dense = [], [], []
+    for term in terms:
+        adapter = adapter_of(term)
+        thin = adapter.thin(term.target.shape)
+        if thin is None:
+            dense.append(_dense(term, adapter))
+            continue
+        up, down = (thin.down.t(), thin.up.t()) if term.target.transposed else thin
+        coefficient = term.coefficient * adapter.scale
+        if up.shape[0] < down.shape[1]:
+            up = up * coefficient
+        else:
+            down = down * coefficient
+        ups.append(up)
+        downs.append(down)
+    return _View(
+        *rows,
+        up=torch.cat(ups, dim=1) if ups else None,
+        down=torch.cat(downs, dim=0) if downs else None,
+        dense=tuple(dense),
+    )
+
+
+def _dense(term: Term, adapter: Adapter) -> Tensor:
+    (first, *_) = adapter.tensors()
+    delta = adapter.delta(first.new_empty(()).expand(term.target.shape)) * term.coefficient
+    if term.target.transposed:
+        delta = delta.t()
+    return delta.reshape(delta.shape[0], -1)
+
+
+def merged_rows(base: Tensor, update: FusedUpdate, start: int, dtype: torch.dtype) -> Tensor:
+    """Return ``round(base + delta)`` for rows from ``start`` on.
+
+    Args:
+        base: Base rows ``(rows, columns)``, any mergeable dtype; not changed.
+        update: The storage's update.
+        start: First row of ``base`` in the storage.
+        dtype: Dtype of the result.
+    """
+    values = base.to(torch.float32, copy=True)
+    return rounded(update.add_to(values, start), dtype)
