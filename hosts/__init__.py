@@ -1,1 +1,5 @@
-"""TODO."""
+"""Where nodes live: the one interface between node classes and the program that runs them."""
+
+from .protocol import Applied, Host, LoraChoice
+
+__all__ = ["Applied", "Host", "LoraChoice"]

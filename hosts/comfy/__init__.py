@@ -1,1 +1,5 @@
-"""The only package that imports ComfyUI."""
+"""ComfyUI as a host: the only package that imports ComfyUI."""
+
+from .host import ComfyHost
+
+__all__ = ["ComfyHost"]

@@ -1,9 +1,11 @@
 """The header of a safetensors file: text in, checked layout out."""
 
+import gc
 import json
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 
 import torch
@@ -42,6 +44,7 @@ _ITEM_SIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 _MAX_DIMENSIONS = 64
 _MAX_BYTES = 2**63 - 1  # torch counts in int64
 _FREE_MARKS = 1 << 16
+_SHORT = 1 << 20
 
 _SHORTENER = reprlib.Repr()
 _SHORTENER.maxstring = 100
@@ -81,13 +84,29 @@ def parse_header(raw: bytearray, file_size: int) -> tuple[dict[str, str], dict[s
 
     Memory and time are bounded: 16 times the text plus 64 MB, and a second, for 8 MiB of it.
     """
-    header = _parse_json(raw)
-    metadata = _parse_metadata(header.pop(METADATA_KEY, None))
-    _require_text(header, metadata)
     start = 8 + len(raw)
-    tensors = {name: _parse_entry(name, entry, start) for name, entry in header.items()}
+    with _collector_paused():
+        header = _parse_json(raw)
+        metadata = _parse_metadata(header.pop(METADATA_KEY, None))
+        _require_text(header, metadata)
+        tensors = {name: _parse_entry(name, entry, start) for name, entry in header.items()}
     _require_tiling(tensors, start, file_size)
     return metadata, tensors
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep the cycle collector from walking what is being parsed, which holds no cycles.
+
+    It took 80 % of the time on a damaged header of 8 MiB (1.3 s against 0.23 s).
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _parse_json(raw: bytearray) -> dict[str, object]:
@@ -108,8 +127,11 @@ def _parse_json(raw: bytearray) -> dict[str, object]:
 def _refuse_dense(raw: bytearray) -> None:
     """Refuse text that json would turn into far more memory than a header can need.
 
-    A tensor takes 50 bytes or more and holds one brace, two brackets and four colons.
+    A tensor takes 50 bytes or more and holds one brace, two brackets and four colons. What a
+    short text becomes fits into 64 MB whatever it says.
     """
+    if len(raw) < _SHORT:
+        return
     for mark, bytes_each in ((b"{", 40), (b"[", 8), (b":", 12)):
         if raw.count(mark) > _FREE_MARKS + len(raw) // bytes_each:
             raise HeaderError("the header is no list of tensors", {"too many": mark.decode()})

@@ -147,9 +147,9 @@ def open_safetensors(path: str | Path, max_header: int = MAX_HEADER) -> Safetens
         UnsupportedFormatError: a tensor has a dtype that this torch cannot hold.
         LoraError: the file is missing or is a folder.
 
-    Source: https://github.com/huggingface/safetensors#format. We differ: duplicate keys at any
-    depth, headers above 8 MiB, entries that are lists and tensors of more than 64 dimensions,
-    all of which that library reads, are errors.
+    Source: https://github.com/huggingface/safetensors#format. We differ from that library, which
+    reads them: duplicate keys, headers above 8 MiB, entries that are lists, and shapes that torch
+    cannot hold (beyond 64 dimensions, or int64 when a 0 among the sizes hides it) are errors.
     """
     return SafetensorsFile(Path(path), max_header)
 

@@ -1,0 +1,107 @@
+"""All LoRAs of one weight as a single ComfyUI adapter."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from comfy.weight_adapter import WeightAdapterBase
+from torch import Tensor
+
+from ...lora_core.adapters import Adapter, DiffAdapter, LoraAdapter
+from ...lora_core.models.target import Target
+from ...lora_core.patching.fused import FusedUpdate, fuse, row_chunks
+from ...lora_core.stack import Term
+
+
+class _Share(NamedTuple):
+    """One LoRA's share of a weight, as ``fuse`` reads it."""
+
+    target: Target
+    coefficient: float
+    adapter: Adapter
+
+
+class FusedLoraAdapter(WeightAdapterBase):
+    """The whole stack's change of one weight, added in float32 in one pass.
+
+    ComfyUI: dynamic patchers rebuild adapters as ``type(a)(a.loaded_keys, moved(a.weights))``
+    (read in 0.30), so all state is nested tuples in ``weights``: per LoRA
+    ``(kind, coefficient, alpha, transposed, tensors)``. Coefficients are dimensionless.
+    """
+
+    name = "lora_workbench"
+
+    def __init__(self, loaded_keys: set[str], weights: tuple[Any, ...]):
+        self.loaded_keys = loaded_keys
+        self.weights = weights
+
+    @classmethod
+    def of(cls, terms: Iterable[Term]) -> "FusedLoraAdapter":
+        """Read the factors of a weight's terms.
+
+        Raises:
+            LoraError: a factor cannot be read, or holds NaN or infinity.
+        """
+        keys: set[str] = set()
+        weights = []
+        for term in terms:
+            adapter = term.lora.adapter(term.module, term.part)
+            kind = "lora" if isinstance(adapter, LoraAdapter) else "diff"
+            number = adapter.alpha if isinstance(adapter, LoraAdapter) else adapter.scale
+            weights.append(
+                (kind, term.coefficient, number, term.target.transposed, adapter.tensors())
+            )
+            keys.update(term.part.keys.values())
+        return cls(keys, tuple(weights))
+
+    def calculate_shape(self, key: str) -> None:  # noqa: ARG002  ComfyUI's signature
+        """The weight keeps its shape."""
+        return
+
+    def calculate_weight(
+        self,
+        weight: Tensor,
+        key: str,  # noqa: ARG002  ComfyUI's signature, as the rest
+        strength: float,
+        strength_model: float,  # noqa: ARG002
+        offset: object,  # noqa: ARG002
+        function: Any,  # noqa: ANN401
+        intermediate_dtype: torch.dtype = torch.float32,  # noqa: ARG002
+        original_weight: object = None,  # noqa: ARG002
+    ) -> Tensor:
+        """Add ``strength`` times the stack's delta to ``weight``, in place.
+
+        ComfyUI: with an offset ``weight`` is a narrowed view and the return value is discarded.
+        ``function`` is an identity unless a name of the key map carries one; it takes the delta.
+        """
+        update = self._update(weight, strength)
+        probe = object()
+        if function is not None and function(probe) is not probe:
+            columns = weight.numel() // weight.shape[0]
+            delta = update.delta(0, weight.shape[0], columns).reshape(weight.shape)
+            weight += function(delta).to(weight.dtype)
+            return weight
+        for start, stop in row_chunks(tuple(weight.shape)):
+            rows = weight[start:stop]
+            matrix = rows.reshape(rows.shape[0], -1)
+            if matrix.dtype == torch.float32 and matrix.data_ptr() == rows.data_ptr():
+                update.add_to(matrix, start)
+            else:
+                values = update.add_to(matrix.to(torch.float32, copy=True), start)
+                rows.copy_(values.reshape(rows.shape))
+        return weight
+
+    def _update(self, weight: Tensor, strength: float) -> FusedUpdate:
+        shape = tuple(weight.shape)
+        shares = []
+        for kind, coefficient, number, transposed, tensors in self.weights:
+            moved = tuple(tensor.to(weight.device) for tensor in tensors)
+            adapter = _lora(moved, number) if kind == "lora" else DiffAdapter(moved[0], number)
+            target = Target("", shape[::-1] if transposed else shape, "", "", None, transposed)
+            shares.append(_Share(target, coefficient * strength, adapter))
+        return fuse(shares, shape, lambda share: share.adapter)
+
+
+def _lora(tensors: tuple[Tensor, ...], alpha: float | None) -> LoraAdapter:
+    down, up, *rest = tensors
+    return LoraAdapter(down, up, rest[0] if rest else None, alpha)

@@ -1,0 +1,95 @@
+"""A plan as patches on clones of ComfyUI's patchers."""
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...lora_core.errors import LoraError
+from ...lora_core.stack import Plan, StackItem, Terms
+from ...version import VERSION
+from .adapter import FusedLoraAdapter
+from .names import ComfyNames, PatchKey
+
+_NAMESPACE = uuid.UUID("6f1d2a54-8d0e-5c7b-9a43-2f0f6d1b7c11")
+
+
+def patched(
+    model: Any,  # noqa: ANN401
+    clip: Any,  # noqa: ANN401
+    plan: Plan,
+    stack: Sequence[StackItem],
+    names: ComfyNames,
+) -> tuple[Any, Any]:
+    """Clones of ``model`` and ``clip`` that carry ``plan``; one that it does not touch is returned.
+
+    Raises:
+        LoraError: a factor cannot be read, or ComfyUI does not take a patch.
+    """
+    patches = _patches(plan, names)
+    ours = {key: key if isinstance(key, str) else key[0] for key in patches}
+    unet = {key: patches[key] for key, name in ours.items() if name.startswith("diffusion_model.")}
+    encoders = {key: adapter for key, adapter in patches.items() if key not in unet}
+    digest = _digest(stack)
+    new_model = _patched_model(model, unet, digest) if unet else model
+    new_clip = _patched_clip(clip, encoders, digest) if encoders else clip
+    return new_model, new_clip
+
+
+def _patches(plan: Plan, names: ComfyNames) -> dict[PatchKey, FusedLoraAdapter]:
+    """One adapter per key of ``add_patches``."""
+    grouped: dict[PatchKey, Terms] = {}
+    for terms in plan.terms.values():
+        for term in terms:
+            key = names.patch_key(term.target)
+            grouped[key] = (*grouped.get(key, ()), term)
+    return {key: FusedLoraAdapter.of(terms) for key, terms in grouped.items()}
+
+
+def _patched_model(
+    model: Any, patches: Mapping[PatchKey, FusedLoraAdapter], digest: str  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    clone = model.clone()
+    _add(clone, patches, model.patches_uuid, digest)
+    return clone
+
+
+def _patched_clip(
+    clip: Any, patches: Mapping[PatchKey, FusedLoraAdapter], digest: str  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    clone = clip.clone()
+    _add(clone.patcher, patches, clip.patcher.patches_uuid, digest)
+    return clone
+
+
+def _add(
+    patcher: Any,  # noqa: ANN401
+    patches: Mapping[PatchKey, FusedLoraAdapter],
+    parent: uuid.UUID,
+    digest: str,
+) -> None:
+    taken = patcher.add_patches(dict(patches), 1.0)
+    if len(taken) != len(patches):
+        missing = next(key for key in patches if key not in taken)
+        raise LoraError(
+            "ComfyUI did not take a patch.",
+            {"Weight": missing, "Patcher": type(patcher).__name__},
+            "report this with the model's name; use ComfyUI's own LoraLoader meanwhile.",
+        )
+    # ComfyUI: add_patches draws a random uuid, and a new uuid reloads and re-patches the whole
+    # model (0.3.64 to 0.30). An equal stack on an equal parent gets an equal uuid.
+    patcher.patches_uuid = uuid.uuid5(_NAMESPACE, f"{parent}:{digest}")
+
+
+def _digest(stack: Sequence[StackItem]) -> str:
+    items = [
+        [
+            repr(item.lora.file_key),
+            item.strength_model,
+            item.strength_clip,
+            item.weighting.to_text(),
+        ]
+        for item in stack
+        if item.strength_model or item.strength_clip
+    ]
+    return json.dumps([VERSION, items])

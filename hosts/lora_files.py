@@ -1,0 +1,158 @@
+"""From the name in a row to a file in the LoRA folders: moved and renamed files are found."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
+
+from ..lora_core.errors import LoraError
+from ..lora_core.lora import Lora, load_lora
+from .hash_store import HashStore
+from .protocol import LoraChoice
+
+_SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt", ".pth")
+_PARSED_FILES_KEPT = 32
+
+
+class LoraFiles:
+    """The LoRA folders of a host.
+
+    Args:
+        names: Lists the files, as a user picks them, relative to a folder.
+        full_path: Path of a listed name.
+        hashes: Where hashes of files are kept.
+    """
+
+    def __init__(
+        self,
+        names: Callable[[], list[str]],
+        full_path: Callable[[str], Path],
+        hashes: HashStore,
+    ):
+        self.names = names
+        self._full_path = full_path
+        self._hashes = hashes
+        self._parsed: OrderedDict[object, Lora] = OrderedDict()
+
+    def resolve(self, choice: LoraChoice) -> str:
+        """The listed name of the file that a choice means.
+
+        The exact name wins unless the choice pins another content; then ``/`` against ``\\``, a
+        missing ending, the pinned content (size, then hash; only files of equal size are hashed),
+        and the one file of that base name in any folder.
+
+        Raises:
+            LoraError: the name leaves the folders, nothing matches, or several files do.
+        """
+        names = self.names()
+        wanted = _confined(choice.name)
+        by_posix = {_posix(name): name for name in names}
+        found = next(
+            (by_posix[w] for w in (wanted, *(wanted + s for s in _SUFFIXES)) if w in by_posix), None
+        )
+        if found is not None and self._is_pinned(found, choice):
+            return found
+        pinned = [name for name in names if self._has_content(name, choice)]
+        if pinned:
+            return pinned[0]
+        if choice.sha256 and found is not None:
+            raise _other_content(choice, found)
+        same = [] if choice.sha256 else [n for n in names if _base(n) == _base(wanted)]
+        if len(same) == 1:
+            return same[0]
+        raise _missing(choice, names, same)
+
+    def path(self, choice: LoraChoice) -> Path:
+        """Path of the file that a choice means.
+
+        Raises:
+            LoraError: see ``resolve``.
+        """
+        return self._full_path(self.resolve(choice))
+
+    def fingerprint(self, choice: LoraChoice) -> str:
+        """Path, size and time of change; "missing" when there is no such file."""
+        try:
+            path = self.path(choice)
+            stat = path.stat()
+        except (LoraError, OSError):
+            return f"missing:{choice.name}"
+        return f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
+
+    def load(self, choice: LoraChoice) -> Lora:
+        """The parsed file; the last few are kept.
+
+        Raises:
+            LoraError: it cannot be found or read.
+        """
+        name = self.resolve(choice)
+        path = self._full_path(name)
+        stat = path.stat()
+        key = (str(path), stat.st_size, stat.st_mtime_ns)
+        lora = self._parsed.get(key)
+        if lora is None:
+            lora = self._parsed[key] = load_lora(path, name)
+        self._parsed.move_to_end(key)
+        while len(self._parsed) > _PARSED_FILES_KEPT:
+            self._parsed.popitem(last=False)
+        return lora
+
+    def _is_pinned(self, name: str, choice: LoraChoice) -> bool:
+        """Whether a file of the right name also has the content, where the choice pins one."""
+        return choice.sha256 is None or self._has_content(name, choice)
+
+    def _has_content(self, name: str, choice: LoraChoice) -> bool:
+        if choice.sha256 is None:
+            return False
+        path = self._full_path(name)
+        if choice.size is not None and path.stat().st_size != choice.size:
+            return False
+        return self._hashes.sha256(path) == choice.sha256.lower()
+
+
+def _posix(name: str) -> str:
+    return name.replace("\\", "/")
+
+
+def _base(name: str) -> str:
+    path = PurePosixPath(_posix(name))
+    return path.stem if path.suffix in _SUFFIXES else path.name
+
+
+def _confined(name: str) -> str:
+    """The name with ``/``.
+
+    Raises:
+        LoraError: it is empty, absolute, or climbs out of its folder.
+    """
+    path = PurePosixPath(_posix(name))
+    if not name.strip() or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        raise LoraError(
+            f"{name!r} is not a name inside the LoRA folders.",
+            {"Expected": "a name relative to a LoRA folder, without '..'"},
+            "put the file into a LoRA folder and pick it from the list.",
+        )
+    return str(path)
+
+
+def _other_content(choice: LoraChoice, found: str) -> LoraError:
+    return LoraError(
+        f"{choice.name} is not the file this row was made with.",
+        {"Expected sha256": choice.sha256, "Found": f"{found} with another content"},
+        "restore the original file, or pick the file again to accept the new content.",
+    )
+
+
+def _missing(choice: LoraChoice, names: list[str], same: list[str]) -> LoraError:
+    near = get_close_matches(choice.name, names, n=3, cutoff=0.5)
+    facts: dict[str, object] = {"sha256": choice.sha256 or "not pinned"}
+    if same:
+        facts["Files of this name"] = ", ".join(same)
+        return LoraError(
+            f"Several LoRA files are called {choice.name}.", facts, "give the name with its folder."
+        )
+    facts["Near matches"] = ", ".join(near) or "none"
+    fix = f"use {near[0]!r}, or put the file into a LoRA folder." if near else (
+        "put the file into a LoRA folder and refresh the list."
+    )
+    return LoraError(f"The LoRA file {choice.name} is missing.", facts, fix)

@@ -1,0 +1,82 @@
+"""Apply LoRAs: the one node most people need between a loader and a sampler."""
+
+from typing import Any
+
+from ..lora_core.errors import LoraError
+from .base import ROWS_INPUT, STACK_INPUT, Node
+from .report import applied_report
+from .resolve import entries_of, fingerprint_of, words_of
+from .rows import parse_rows
+
+_MODES = ["auto", "merge", "runtime"]
+
+
+class LoraWorkbenchApply(Node):
+    """Applies an incoming stack, then its own rows."""
+
+    DISPLAY_NAME = "Apply LoRAs"
+    DESCRIPTION = (
+        "Applies LoRAs to a model and its text encoders in one pass: the incoming stack first, "
+        "then the rows. Says what every tensor of every file did."
+    )
+    SEARCH_ALIASES = ("lora loader", "power lora loader", "lora stack apply")
+    RETURN_TYPES = ("MODEL", "CLIP", "STRING", "STRING")
+    RETURN_NAMES = ("model", "clip", "report", "trigger_words")
+    OUTPUT_TOOLTIPS = (
+        "The model with the LoRAs; the input stays as it was.",
+        "The text encoders with the LoRAs, or nothing when none was connected.",
+        "What each file matched, and what it did not.",
+        "Words the LoRAs were trained with, separated by commas.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  ComfyUI's name
+        """Inputs in frozen order."""
+        mode = {
+            "default": "auto",
+            "tooltip": (
+                "auto: the best way for this model; merge: change the weights; "
+                "runtime: leave the weights and add the LoRAs at each step."
+            ),
+        }
+        unmatched = {
+            "default": "report",
+            "tooltip": "What to do with a file some of whose tensors match nothing.",
+        }
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The diffusion model."}),
+                "rows": ROWS_INPUT,
+            },
+            "optional": {
+                "clip": ("CLIP", {"tooltip": "The text encoders; without them only the model."}),
+                "lora_stack": STACK_INPUT,
+                "mode": (_MODES, mode),
+                "unmatched": (["report", "error"], unmatched),
+            },
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, rows: str = "[]", **_: object) -> str:  # noqa: N802  ComfyUI's name
+        """Changes when a LoRA file changes on disk."""
+        return fingerprint_of(cls.host, rows) if isinstance(rows, str) else ""
+
+    def execute(
+        self,
+        model: Any,  # noqa: ANN401
+        rows: str,
+        clip: Any = None,  # noqa: ANN401
+        lora_stack: object = None,
+        mode: str = "auto",
+        unmatched: str = "report",
+    ) -> tuple[Any, Any, str, str]:
+        """Apply the stack to clones."""
+        if mode == "runtime":
+            raise LoraError(
+                "The mode 'runtime' (LoRAs applied unmerged) comes with the next version.",
+                {"Mode": mode},
+                "set mode to 'auto' or 'merge'.",
+            )
+        entries, notes = entries_of(self.host, lora_stack, parse_rows(rows))
+        applied = self.host.apply(model, clip, [entry.item for entry in entries], unmatched)
+        return applied.model, applied.clip, applied_report(applied, entries, notes), words_of(entries)

@@ -1,0 +1,135 @@
+"""LORA_STACK: a list of (name, strength_model, strength_clip); our entries carry the LoRA too."""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from ..lora_core.errors import LoraError
+from ..lora_core.lora import Lora
+from ..lora_core.stack import StackItem, checked_strength
+from ..lora_core.weighting import Weighting
+
+MEMORY_PREFIX = "<memory>/"
+_NOTHING = ("", "None", "none")
+_DICT_NAMES = ("name", "lora_name", "lora")
+_DICT_MODEL = ("strength_model", "model_strength", "strength", "model")
+_DICT_CLIP = ("strength_clip", "clip_strength", "clipStrength", "clip")
+
+
+class StackEntry(tuple):
+    """One entry of a ``LORA_STACK``; unpacks as exactly ``(name, strength_model, strength_clip)``.
+
+    Other packs read the three values. ``item`` carries the loaded LoRA and its weighting, and
+    takes part in equality and hash: a foreign ``set()`` must not fold two entries into one.
+    """
+
+    item: StackItem
+
+    def __new__(cls, name: str, item: StackItem) -> "StackEntry":
+        """Make an entry that other packs see under ``name``."""
+        entry = super().__new__(cls, (name, item.strength_model, item.strength_clip))
+        entry.item = item
+        return entry
+
+    def _identity(self) -> tuple[Hashable, ...]:
+        return (*self, self.item.lora.file_key, self.item.weighting)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, StackEntry):
+            return self._identity() == other._identity()
+        return tuple(self) == other
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+
+def read_stack(
+    value: object, load: Callable[[str], Lora]
+) -> tuple[list[StackEntry], list[str]]:
+    """Read a ``LORA_STACK`` of any pack.
+
+    Accepts ``None``, nested lists, tuples of two (one strength for both) or more, and dicts.
+
+    Args:
+        value: What arrived on the socket; never changed.
+        load: Gives the LoRA of a file name.
+
+    Returns:
+        The entries in order, and notes for the report.
+
+    Raises:
+        LoraError: an entry cannot be read as a LoRA and strengths.
+    """
+    entries: list[StackEntry] = []
+    notes: list[str] = []
+    for item in _flattened(value):
+        if isinstance(item, StackEntry):
+            entries.append(item)
+        else:
+            entry = _foreign_entry(item, load, notes)
+            if entry is not None:
+                entries.append(entry)
+    return entries, notes
+
+
+def _flattened(value: object) -> list[Any]:
+    """Entries in order; a list is a list of entries unless it begins with a name."""
+    if value is None:
+        return []
+    is_entry = isinstance(value, dict | StackEntry) or (
+        isinstance(value, tuple | list) and len(value) > 0 and isinstance(value[0], str)
+    )
+    if is_entry:
+        return [value]
+    if not isinstance(value, list | tuple):
+        raise LoraError(
+            "The LORA_STACK holds something that is not an entry.",
+            {"Expected": "(name, strength_model, strength_clip)", "Got": repr(value)[:80]},
+            "connect the LORA_STACK output of a LoRA stack node.",
+        )
+    return [entry for item in value for entry in _flattened(item)]
+
+
+def _foreign_entry(
+    item: Any, load: Callable[[str], Lora], notes: list[str]  # noqa: ANN401
+) -> StackEntry | None:
+    name, model, clip = _dict_values(item) if isinstance(item, dict) else _tuple_values(item)
+    if name is None:
+        notes.append(f"an entry without a file name was left out: {repr(item)[:60]}")
+        return None
+    if name in _NOTHING or not (model or clip):
+        return None
+    if len(item) > 3 and not isinstance(item, dict):
+        notes.append(f"{name}: values after the third were left out: {repr(item[3:])[:60]}")
+    if name.startswith(MEMORY_PREFIX):
+        raise LoraError(
+            f"{name} has no file, and the node it passed through dropped its tensors.",
+            {"Entry": repr(item)[:80]},
+            "connect it straight to a LoRA Workbench node, or save it first.",
+        )
+    return StackEntry(name, StackItem(load(name), model, clip, Weighting()))
+
+
+def _tuple_values(item: Any) -> tuple[str | None, float, float]:  # noqa: ANN401
+    name = item[0]
+    model = _strength(item[1] if len(item) > 1 else 1.0, name)
+    return name, model, _strength(item[2], name) if len(item) > 2 else model
+
+
+def _dict_values(item: dict[str, Any]) -> tuple[str | None, float, float]:
+    name = next((item[key] for key in _DICT_NAMES if isinstance(item.get(key), str)), None)
+    model = _strength(next((item[key] for key in _DICT_MODEL if key in item), 1.0), str(name))
+    clip = next((item[key] for key in _DICT_CLIP if item.get(key) is not None), model)
+    return name, model, _strength(clip, str(name))
+
+
+def _strength(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise LoraError(
+            f"{name}: a strength in the LORA_STACK is not a number.",
+            {"Got": repr(value)[:80]},
+            "check the node that made the stack.",
+        )
+    return checked_strength(float(value), f"{name}: strength")

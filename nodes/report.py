@@ -1,0 +1,91 @@
+"""What nodes tell a user, as text."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from ..hosts import Applied
+from ..lora_core.binding import NOT_USED_HERE, USED, Binding, TensorRow
+from ..lora_core.lora import Lora
+from ..lora_core.metadata import trigger_words
+from .lora_stack import StackEntry
+
+_EXAMPLES = 3
+
+
+def applied_report(
+    applied: Applied, entries: Sequence[StackEntry], notes: Iterable[str]
+) -> str:
+    """One block per LoRA: strengths, tensors used, and what was not used and why."""
+    active = [entry for entry in entries if entry[1] or entry[2]]
+    lines = [f"{len(active)} LoRAs applied · {applied.path}"]
+    for entry, binding in zip(active, applied.bindings, strict=True):
+        lines += _entry_lines(entry, binding)
+    lines += [f"note: {note}" for note in (*notes, *applied.notes)]
+    return "\n".join(lines)
+
+
+def inspection_report(
+    entries: Sequence[StackEntry], bindings: Sequence[Binding]
+) -> str:
+    """What each LoRA is; with bindings, what it does to the connected model."""
+    if not entries:
+        return "No LoRA is connected."
+    blocks = []
+    for number, entry in enumerate(entries):
+        lines = _lora_lines(entry.item.lora)
+        if bindings:
+            lines += _entry_lines(entry, bindings[number])
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _entry_lines(entry: StackEntry, binding: Binding) -> list[str]:
+    name, model, clip = entry
+    rows = binding.rows()
+    used = sum(row.verdict == USED for row in rows)
+    elsewhere = sum(row.verdict == NOT_USED_HERE for row in rows)
+    mark = "OK" if used + elsewhere == len(rows) else "!!"
+    lines = [
+        f"{mark} {name} · model {model:g} · clip {clip:g} · {used} / {len(rows)} tensors used"
+    ]
+    if not entry.item.weighting.is_identity:
+        lines.append(f"   weighting: {entry.item.weighting.to_text()}")
+    lines += [f"   {line}" for line in unused_lines(rows)]
+    lines += [f"   note: {note}" for note in binding.notes()]
+    return lines
+
+
+def unused_lines(rows: Iterable[TensorRow]) -> list[str]:
+    """Tensors that change nothing, grouped by reason, with examples."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.verdict != USED:
+            groups.setdefault((row.verdict, row.reason or ""), []).append(row.key)
+    lines = []
+    for (verdict, reason), keys in groups.items():
+        examples = ", ".join(keys[:_EXAMPLES]) + (", ..." if len(keys) > _EXAMPLES else "")
+        lines.append(f"{len(keys)} {verdict}: {reason} ({examples})")
+    return lines
+
+
+def _lora_lines(lora: Lora) -> list[str]:
+    kinds = Counter(module.kind for module in lora.modules.values())
+    ranks = Counter(m.rank for m in lora.modules.values() if m.rank is not None)
+    alphas = {m.alpha for m in lora.modules.values() if m.rank is not None}
+    lines = [
+        lora.name,
+        f"   {len(lora.modules)} modules in {len(lora.file.tensors)} tensors: "
+        + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()),
+        f"   format: {', '.join(lora.formats) or 'unknown'}",
+    ]
+    if ranks:
+        text = ", ".join(f"{rank} ({count})" for rank, count in ranks.most_common(4))
+        shown = ", ".join("none" if alpha is None else f"{alpha:g}" for alpha in sorted(
+            alphas, key=lambda alpha: (alpha is not None, alpha or 0.0))[:4])
+        lines.append(f"   rank: {text} · alpha: {shown}")
+    if lora.problem:
+        lines.append(f"   cannot be applied: {lora.problem}")
+    words = trigger_words(lora.metadata)
+    if words:
+        lines.append(f"   trigger words: {', '.join(words)}")
+    return lines

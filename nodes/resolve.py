@@ -1,0 +1,53 @@
+"""From rows and stacks to loaded items."""
+
+from collections.abc import Sequence
+
+from ..hosts import Host, LoraChoice
+from ..lora_core.metadata import trigger_words
+from ..lora_core.stack import StackItem
+from ..lora_core.weighting import Weighting
+from .lora_stack import StackEntry, read_stack
+from .rows import Row, Rows, parse_rows
+
+
+def entries_of(
+    host: Host, lora_stack: object, rows: Rows
+) -> tuple[list[StackEntry], list[str]]:
+    """The incoming stack, then the active rows; a new list, and notes for the report.
+
+    Raises:
+        LoraError: a file is missing or an entry cannot be read.
+    """
+    entries, notes = read_stack(lora_stack, lambda name: host.load_lora(LoraChoice(name)))
+    for row in rows.rows:
+        if row.is_active:
+            entries.append(entry_of(host, row))
+    return entries, [*notes, *rows.notes]
+
+
+def entry_of(host: Host, row: Row) -> StackEntry:
+    """The stack entry of one row.
+
+    Raises:
+        LoraError: its file is missing or cannot be read.
+    """
+    choice = LoraChoice(row.name, row.sha256, row.size)
+    weighting = Weighting.parse(row.weighting)
+    item = StackItem(host.load_lora(choice), row.model, row.strength_clip, weighting)
+    return StackEntry(host.resolve(choice), item)
+
+
+def fingerprint_of(host: Host, rows: str) -> str:
+    """Changes when a file of an active row changes."""
+    parsed = parse_rows(rows)
+    return ";".join(
+        host.fingerprint(LoraChoice(row.name, row.sha256, row.size))
+        for row in parsed.rows
+        if row.is_active
+    )
+
+
+def words_of(entries: Sequence[StackEntry]) -> str:
+    """Trigger words of all entries, each once, separated by commas."""
+    words = (word for entry in entries for word in trigger_words(entry.item.lora.metadata))
+    return ", ".join(dict.fromkeys(words))

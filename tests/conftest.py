@@ -1,0 +1,21 @@
+"""Fixtures shared by all tiers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def shared_data():
+    """The folder of real files and key lists beside the repository."""
+    folder = Path(__file__).parents[1].parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("../shared/data is not here")
+    return folder
+
+
+@pytest.fixture
+def generator():
+    """The only source of random numbers."""
+    return torch.Generator().manual_seed(0)
