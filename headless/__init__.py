@@ -1,1 +1,1 @@
-"""TODO."""
+"""The command line; needs neither ComfyUI nor diffusers."""

@@ -69,8 +69,8 @@ class LoraWorkbenchApply(Node):
         lora_stack: object = None,
         mode: str = "auto",
         unmatched: str = "report",
-    ) -> tuple[Any, Any, str, str]:
-        """Apply the stack to clones."""
+    ) -> dict[str, Any]:
+        """Apply the stack to clones; the report is also shown on the node."""
         if mode == "runtime":
             raise LoraError(
                 "The mode 'runtime' (LoRAs applied unmerged) comes with the next version.",
@@ -79,4 +79,6 @@ class LoraWorkbenchApply(Node):
             )
         entries, notes = entries_of(self.host, lora_stack, parse_rows(rows))
         applied = self.host.apply(model, clip, [entry.item for entry in entries], unmatched)
-        return applied.model, applied.clip, applied_report(applied, entries, notes), words_of(entries)
+        report = applied_report(applied, entries, notes)
+        result = (applied.model, applied.clip, report, words_of(entries))
+        return {"ui": {"text": [report]}, "result": result}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared_data():
     """The folder of real files and key lists beside the repository."""
     folder = Path(__file__).parents[1].parent / "shared" / "data"

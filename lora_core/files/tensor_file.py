@@ -181,8 +181,6 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     if not tensor.is_contiguous() or tensor.device.type != "cpu":
         raise ValueError(f"need a contiguous CPU tensor, got {tensor.stride()}, {tensor.device}")
     size = tensor.numel() * tensor.element_size()
-    if not size:
-        return memoryview(bytearray())
     return memoryview((ctypes.c_ubyte * size).from_address(tensor.data_ptr())).cast("B")
 
 

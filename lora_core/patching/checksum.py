@@ -6,10 +6,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-_LANES = 1 << 17
-_FOLDED = 1 << 14
-_BLOCK_FACTOR = 0x1B873593 | 5  # odd: each block's place is a different power mod 2**32
-_FOLD_FACTOR = 0x2545F491 | 5
+# Primes, so that no row length divides them: the top bit of a word has the same weight wherever it
+# is, and in a column of flipped signs it would cancel between two rows that share a lane.
+_LANES = 65_521
+_FOLDED = 16_381
+# 5 mod 8: the powers have the longest period mod 2**32.
+_BLOCK_FACTOR = 0x1B873595
+_FOLD_FACTOR = 0x2545F495
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX = 0xBF58476D1CE4E5B9
 
@@ -29,7 +32,7 @@ class Checksum:
     fused multiply-add per word, cheap while the words are in cache.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device) -> None:
         self._lanes = torch.empty(_LANES, dtype=torch.int32, device=device)
         self._done = 0
 

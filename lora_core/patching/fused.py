@@ -1,7 +1,10 @@
 """The fused update: all terms of one storage as one low-rank product, added in float32."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,10 +28,7 @@ def row_chunks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     Depends on the shape alone, so that an undo cuts as the merge did.
     """
     rows = shape[0]
-    columns = 1
-    for size in shape[1:]:
-        columns *= size
-    step = max(1, CHUNK_ELEMENTS // max(1, columns))
+    step = max(1, CHUNK_ELEMENTS // max(1, math.prod(shape[1:])))
     return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
@@ -60,11 +60,6 @@ class FusedUpdate:
     """The sum of all deltas of one storage, ready to be added row by row."""
 
     views: tuple[_View, ...]
-
-    @property
-    def is_additive(self) -> bool:
-        """Whether the delta does not depend on the base weight; true of all kinds known so far."""
-        return True
 
     def add_to(self, values: Tensor, start: int) -> Tensor:
         """Add the delta's rows from ``start`` on to ``values`` ``(rows, columns)``, in place.
@@ -162,5 +157,25 @@ def merged_rows(base: Tensor, update: FusedUpdate, start: int, dtype: torch.dtyp
         start: First row of ``base`` in the storage.
         dtype: Dtype of the result.
     """
-    values = base.to(torch.float32, copy=True)
+    values = base.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     return rounded(update.add_to(values, start), dtype)
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Multiply float32 matrices in float32 inside the block, whatever the host has set.
+
+    TF32, bfloat16 products and autocast would make a delta wrong by 1e-3 of its size.
+    """
+    changed: list[tuple[Any, str, str]] = []
+    try:
+        for owner, name, exact in _precision_switches():
+            found = getattr(owner, name)
+            if found not in (exact, "none"):
+                changed.append((owner, name, found))
+                setattr(owner, name, exact)
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        for owner, name, found in changed:
+            setattr(owner, name, found)

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import random
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -23,6 +24,13 @@ class RunsCode:
 
     def __reduce__(self):
         return os.mkdir, (str(self.folder),)
+
+
+class DictAsStorage:
+    """A tensor whose storage is a dict: each call is allowed, together they make no sense."""
+
+    def __reduce__(self):
+        return torch._utils._rebuild_tensor_v2, ({}, 0, (1,), (1,), False, OrderedDict())
 
 
 def save(value, path, zipped=True):
@@ -156,6 +164,11 @@ def test_a_file_of_other_bytes_is_damaged(path, data):
     path.write_bytes(data)
     with pytest.raises(DamagedFileError, match="cannot be read"):
         open_pickle(path)
+
+
+def test_a_file_of_allowed_calls_that_make_no_sense_is_damaged(path):
+    with pytest.raises(DamagedFileError, match="cannot be read"):
+        open_pickle(save({"a.weight": DictAsStorage()}, path))
 
 
 @both_formats

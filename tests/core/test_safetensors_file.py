@@ -421,6 +421,15 @@ def test_a_file_removed_while_in_use_is_an_error(saved, use):
         use(file)
 
 
+def test_nothing_is_read_from_a_file_that_changed_before(saved):
+    path, _ = saved
+    file, out = open_safetensors(path), torch.zeros(5, 3)
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(LoraError, match="changed on disk"):
+        file.copy_into("b.weight", out)
+    assert not out.any()
+
+
 def test_a_file_changed_during_the_read_is_an_error(saved):
     path, _ = saved
     file = open_safetensors(path)

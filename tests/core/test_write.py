@@ -282,19 +282,20 @@ def test_a_tensor_left_out_is_an_error(path, tensors):
 
 
 WRONG = {
-    "dtype": (torch.ones(5, 3).half(), 0),
-    "strides": (torch.ones(3, 5).T, 0),
-    "too long": (torch.ones(6, 3), 0),
-    "beyond the end": (torch.ones(1), 60),
-    "before the start": (torch.ones(1), -4),
-    "device": (torch.ones(5, 3, device="meta"), 0),
+    "dtype": (torch.ones(5, 3).half(), 0, "declared torch.float32"),
+    "strides": (torch.ones(3, 5).T, 0, "contiguous CPU"),
+    "device": (torch.ones(5, 3, device="meta"), 0, "contiguous CPU"),
+    "too long": (torch.ones(6, 3), 0, r"b: bytes 0 \+ 72 of 60"),
+    "beyond the end": (torch.ones(1), 60, r"b: bytes 60 \+ 4 of 60"),
+    "before the start": (torch.ones(1), -4, r"b: bytes -4 \+ 4 of 60"),
 }
 
 
-@pytest.mark.parametrize(("data", "offset"), WRONG.values(), ids=WRONG.keys())
-def test_a_piece_that_does_not_fit_is_refused(path, data, offset):
-    with pytest.raises(ValueError), SafetensorsWriter(path, LAYOUT) as writer:
+@pytest.mark.parametrize(("data", "offset", "message"), WRONG.values(), ids=WRONG.keys())
+def test_a_piece_that_does_not_fit_is_refused(path, data, offset, message):
+    with pytest.raises(ValueError, match=message), SafetensorsWriter(path, LAYOUT) as writer:
         writer.write("b", data, offset)
+    assert files_in(path) == []
 
 
 # ---- headers that cannot be written

@@ -1,0 +1,116 @@
+"""``lora-workbench``: one command per job; exit code 0 done, 1 failed while running, 2 wrong input.
+
+What is asked for goes to standard output, everything else to standard error. With ``--json``
+standard output is exactly one JSON document; after an error without a result it is
+``{"error": {"headline", "facts", "fix"}}``.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
+
+from ..lora_core.errors import LoraError
+from . import demo, inspect_command, merge_command
+
+DONE, FAILED, WRONG_INPUT = 0, 1, 2
+_DISTRIBUTION = "comfyui-lora-workbench"
+_COMMANDS = {
+    "inspect": inspect_command,
+    "merge": merge_command,
+    "demo": demo,
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong usage like every other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        usage = " ".join(self.format_usage().removeprefix("usage: ").split())
+        raise LoraError(
+            f"{message[:1].upper()}{message[1:]}.", {"Usage": usage}, f"see `{self.prog} --help`."
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except LoraError as error:
+        _show_error(error, as_json="--json" in arguments)
+        return WRONG_INPUT
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); keep Python from writing again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        problem = error.strerror or str(error)
+        facts = {"File": error.filename} if error.filename else {}
+        fix = "check the permissions and the space on the disk."
+        _show_error(LoraError(f"The system refused: {problem}.", facts, fix), "--json" in arguments)
+        return FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted; no file was changed.\n")
+        return FAILED
+
+
+def _run(arguments: Sequence[str]) -> int:
+    parser = _parser()
+    if not arguments:
+        parser.print_help()
+        return DONE
+    options = parser.parse_args(arguments)
+    code: int = options.run(options)
+    sys.stdout.flush()
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="lora-workbench",
+        description="Inspect, stack, weight, merge and un-merge LoRAs.",
+        epilog="Exit codes: 0 done, 1 failed while running, 2 the input is wrong.",
+    )
+    parser.add_argument("--version", action="version", version=f"lora-workbench {_version()}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, module in _COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=module.HELP,
+            description=module.DESCRIPTION,
+            epilog=module.EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return version(_DISTRIBUTION)
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _show_error(error: LoraError, as_json: bool) -> None:
+    sys.stderr.write(f"{error}\n")
+    if as_json:
+        facts = {name: str(value) for name, value in error.facts.items()}
+        document = {"error": {"headline": error.headline, "facts": facts, "fix": error.fix}}
+        print(json.dumps(document, indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""Progress on standard error."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def byte_bar(total: int, label: str) -> Iterator[Callable[[int], object]]:
+    """Show a bar over ``total`` bytes; nothing when tqdm is absent or nobody looks at stderr.
+
+    Yields a function to be called with the number of bytes done since its last call.
+    """
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda nbytes: None
+        return
+    with tqdm(
+        total=total, desc=label, unit="B", unit_scale=True, leave=False, disable=None,
+        file=sys.stderr,
+    ) as bar:  # fmt: skip
+        yield bar.update
