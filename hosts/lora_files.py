@@ -143,8 +143,17 @@ def _other_content(choice: LoraChoice, found: str) -> LoraError:
     )
 
 
+def _near(wanted: str, names: list[str]) -> list[str]:
+    """Up to three names that hold the wanted one, or resemble it."""
+    by_base = {_base(name).lower(): name for name in names}
+    base = _base(wanted).lower()
+    holding = [name for stem, name in by_base.items() if base and base in stem]
+    similar = [by_base[stem] for stem in get_close_matches(base, by_base, n=3, cutoff=0.5)]
+    return list(dict.fromkeys([*holding, *similar]))[:3]
+
+
 def _missing(choice: LoraChoice, names: list[str], same: list[str]) -> LoraError:
-    near = get_close_matches(choice.name, names, n=3, cutoff=0.5)
+    near = _near(choice.name, names)
     facts: dict[str, object] = {"sha256": choice.sha256 or "not pinned"}
     if same:
         facts["Files of this name"] = ", ".join(same)
@@ -152,7 +161,9 @@ def _missing(choice: LoraChoice, names: list[str], same: list[str]) -> LoraError
             f"Several LoRA files are called {choice.name}.", facts, "give the name with its folder."
         )
     facts["Near matches"] = ", ".join(near) or "none"
-    fix = f"use {near[0]!r}, or put the file into a LoRA folder." if near else (
-        "put the file into a LoRA folder and refresh the list."
+    fix = (
+        f"use {near[0]!r}, or put the file into a LoRA folder."
+        if near
+        else ("put the file into a LoRA folder and refresh the list.")
     )
     return LoraError(f"The LoRA file {choice.name} is missing.", facts, fix)

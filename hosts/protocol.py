@@ -61,7 +61,11 @@ class Host(Protocol):
         """
 
     def apply(
-        self, model: Any, clip: Any, stack: Sequence[StackItem], unmatched: str  # noqa: ANN401
+        self,
+        model: Any,
+        clip: Any,
+        stack: Sequence[StackItem],
+        unmatched: str,  # noqa: ANN401
     ) -> Applied:
         """Return clones of ``model`` and ``clip`` that carry ``stack``; the originals are untouched.
 
@@ -70,6 +74,9 @@ class Host(Protocol):
         """
 
     def bindings(
-        self, model: Any, clip: Any, stack: Sequence[StackItem]  # noqa: ANN401
+        self,
+        model: Any,
+        clip: Any,
+        stack: Sequence[StackItem],  # noqa: ANN401
     ) -> tuple[Binding, ...]:
         """Each LoRA of a stack seen from this model; nothing is changed or refused."""

@@ -237,6 +237,7 @@ def _parse(
         roles[role] = key
         if role.format:
             formats[role.format] = None
+    _join_strays(grouped)
     alphas = _read_alphas(name, file, grouped)
     modules = {
         module_key: _module(
@@ -246,6 +247,27 @@ def _parse(
     }
     problem = _whole_problem(file, grouped)
     return Lora(name, file, modules, tuple(unknown), tuple(formats), problem, file_key)
+
+
+def _join_strays(grouped: dict[str, dict[Role, str]]) -> None:
+    """Bring shared tensors whose module is spelled otherwise to the factors they belong to.
+
+    Seen: ``..._attn1.to_k.lora_magnitude_vector`` beside ``..._attn1_to_k.lora_down.weight``
+    (diffusers' kohya converter), ``..._to_q_.alpha`` beside ``..._to_q.lora_down.weight``.
+    """
+    alone = {key for key, roles in grouped.items() if all(r.kind == "shared" for r in roles)}
+    if not alone:
+        return
+    owners = {_spelling(key): key for key in grouped if key not in alone}
+    for key in alone:
+        owner = grouped.get(owners.get(_spelling(key), ""))
+        names = {role.name for role in owner or ()}
+        if owner is not None and not any(role.name in names for role in grouped[key]):
+            owner.update(grouped.pop(key))
+
+
+def _spelling(module_key: str) -> str:
+    return module_key.replace(".", "_").rstrip("_")
 
 
 def _whole_problem(file: TensorFile, grouped: Mapping[str, Mapping[Role, str]]) -> str | None:
@@ -259,17 +281,22 @@ def _read_alphas(
     name: str, file: TensorFile, grouped: Mapping[str, Mapping[Role, str]]
 ) -> dict[str, float]:
     keys = [key for roles in grouped.values() for role, key in roles.items() if role[1] == "alpha"]
-    alphas = {}
-    for key, tensor in file.read_many(keys).items():
-        value = float(tensor) if tensor.numel() == 1 else math.nan
+    for key in keys:
+        if math.prod(file.tensors[key].shape) != 1:
+            raise _bad_alpha(name, key, f"shape {tuple(file.tensors[key].shape)}")
+    alphas = file.read_numbers(keys)
+    for key, value in alphas.items():
         if not math.isfinite(value):
-            raise DamagedFileError(
-                f"{name}: {key} is not one finite number.",
-                {"Shape": tuple(tensor.shape), "Value": value if tensor.numel() == 1 else "-"},
-                "load an intact copy of the file.",
-            )
-        alphas[key] = value
+            raise _bad_alpha(name, key, value)
     return alphas
+
+
+def _bad_alpha(name: str, key: str, got: object) -> DamagedFileError:
+    return DamagedFileError(
+        f"{name}: {key} is not one finite number.",
+        {"Got": got},
+        "load an intact copy of the file.",
+    )
 
 
 def _config_for(module_key: str, configs: Mapping[str, PeftConfig]) -> PeftConfig | None:
@@ -348,17 +375,23 @@ def _rank_problem(keys: Mapping[str, str], file: TensorFile) -> str | None:
     return None
 
 
-def _parts(keys: Mapping[str, str]) -> tuple[Part, ...]:
-    def part(of: str, kind: str, *roles: str) -> Part | None:
-        chosen = {role: keys[role] for role in roles if role in keys}
-        return Part(of, kind, chosen) if chosen else None
+_PARTS = {
+    "down": ("weight", "lora"),
+    "up": ("weight", "lora"),
+    "mid": ("weight", "lora"),
+    "up_bias": ("bias", "lora-bias"),
+    "diff": ("weight", "diff"),
+    "diff_b": ("bias", "diff"),
+    "w_norm": ("weight", "norm"),
+    "b_norm": ("bias", "norm"),
+}
 
-    parts = (
-        part("weight", "lora", "down", "up", "mid"),
-        part("bias", "lora-bias", "up_bias"),
-        part("weight", "diff", "diff"),
-        part("bias", "diff", "diff_b"),
-        part("weight", "norm", "w_norm"),
-        part("bias", "norm", "b_norm"),
-    )
-    return tuple(found for found in parts if found)
+
+def _parts(keys: Mapping[str, str]) -> tuple[Part, ...]:
+    """The parts of a module, in the order of their first tensor."""
+    grouped: dict[tuple[str, str], dict[str, str]] = {}
+    for role, key in keys.items():
+        place = _PARTS.get(role)
+        if place is not None:
+            grouped.setdefault(place, {})[role] = key
+    return tuple(Part(of, kind, roles) for (of, kind), roles in grouped.items())

@@ -45,9 +45,7 @@ class StackEntry(tuple):
         return hash(self._identity())
 
 
-def read_stack(
-    value: object, load: Callable[[str], Lora]
-) -> tuple[list[StackEntry], list[str]]:
+def read_stack(value: object, load: Callable[[str], Lora]) -> tuple[list[StackEntry], list[str]]:
     """Read a ``LORA_STACK`` of any pack.
 
     Accepts ``None``, nested lists, tuples of two (one strength for both) or more, and dicts.
@@ -93,7 +91,9 @@ def _flattened(value: object) -> list[Any]:
 
 
 def _foreign_entry(
-    item: Any, load: Callable[[str], Lora], notes: list[str]  # noqa: ANN401
+    item: Any,
+    load: Callable[[str], Lora],
+    notes: list[str],  # noqa: ANN401
 ) -> StackEntry | None:
     name, model, clip = _dict_values(item) if isinstance(item, dict) else _tuple_values(item)
     if name is None:

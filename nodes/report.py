@@ -12,9 +12,7 @@ from .lora_stack import StackEntry
 _EXAMPLES = 3
 
 
-def applied_report(
-    applied: Applied, entries: Sequence[StackEntry], notes: Iterable[str]
-) -> str:
+def applied_report(applied: Applied, entries: Sequence[StackEntry], notes: Iterable[str]) -> str:
     """One block per LoRA: strengths, tensors used, and what was not used and why."""
     active = [entry for entry in entries if entry[1] or entry[2]]
     lines = [f"{len(active)} LoRAs applied · {applied.path}"]
@@ -24,9 +22,7 @@ def applied_report(
     return "\n".join(lines)
 
 
-def inspection_report(
-    entries: Sequence[StackEntry], bindings: Sequence[Binding]
-) -> str:
+def inspection_report(entries: Sequence[StackEntry], bindings: Sequence[Binding]) -> str:
     """What each LoRA is; with bindings, what it does to the connected model."""
     if not entries:
         return "No LoRA is connected."
@@ -45,9 +41,7 @@ def _entry_lines(entry: StackEntry, binding: Binding) -> list[str]:
     used = sum(row.verdict == USED for row in rows)
     elsewhere = sum(row.verdict == NOT_USED_HERE for row in rows)
     mark = "OK" if used + elsewhere == len(rows) else "!!"
-    lines = [
-        f"{mark} {name} · model {model:g} · clip {clip:g} · {used} / {len(rows)} tensors used"
-    ]
+    lines = [f"{mark} {name} · model {model:g} · clip {clip:g} · {used} / {len(rows)} tensors used"]
     if not entry.item.weighting.is_identity:
         lines.append(f"   weighting: {entry.item.weighting.to_text()}")
     lines += [f"   {line}" for line in unused_lines(rows)]
@@ -80,8 +74,10 @@ def _lora_lines(lora: Lora) -> list[str]:
     ]
     if ranks:
         text = ", ".join(f"{rank} ({count})" for rank, count in ranks.most_common(4))
-        shown = ", ".join("none" if alpha is None else f"{alpha:g}" for alpha in sorted(
-            alphas, key=lambda alpha: (alpha is not None, alpha or 0.0))[:4])
+        shown = ", ".join(
+            "none" if alpha is None else f"{alpha:g}"
+            for alpha in sorted(alphas, key=lambda alpha: (alpha is not None, alpha or 0.0))[:4]
+        )
         lines.append(f"   rank: {text} · alpha: {shown}")
     if lora.problem:
         lines.append(f"   cannot be applied: {lora.problem}")

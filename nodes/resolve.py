@@ -10,9 +10,7 @@ from .lora_stack import StackEntry, read_stack
 from .rows import Row, Rows, parse_rows
 
 
-def entries_of(
-    host: Host, lora_stack: object, rows: Rows
-) -> tuple[list[StackEntry], list[str]]:
+def entries_of(host: Host, lora_stack: object, rows: Rows) -> tuple[list[StackEntry], list[str]]:
     """The incoming stack, then the active rows; a new list, and notes for the report.
 
     Raises:

@@ -32,9 +32,7 @@ class LoraWorkbenchStack(Node):
         """Changes when a LoRA file changes on disk."""
         return fingerprint_of(cls.host, rows) if isinstance(rows, str) else ""
 
-    def execute(
-        self, rows: str, lora_stack: object = None
-    ) -> tuple[list[StackEntry], str, str]:
+    def execute(self, rows: str, lora_stack: object = None) -> tuple[list[StackEntry], str, str]:
         """Load the rows."""
         entries, _ = entries_of(self.host, lora_stack, parse_rows(rows))
         lines = (f"<lora:{name}:{model:g}:{clip:g}>" for name, model, clip in entries)

@@ -61,7 +61,10 @@ class ComfyHost:
         return Applied(new_model, new_clip, plan.bindings, _path(model, clip))
 
     def bindings(
-        self, model: Any, clip: Any, stack: Sequence[StackItem]  # noqa: ANN401
+        self,
+        model: Any,
+        clip: Any,
+        stack: Sequence[StackItem],  # noqa: ANN401
     ) -> tuple[Binding, ...]:
         """See ``Host.bindings``."""
         if model is None and clip is None:

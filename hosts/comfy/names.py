@@ -103,9 +103,7 @@ class ComfyNames:
         return Target(label, _narrowed(self.shapes[name], patch_key[1]), component, canonical)
 
 
-def _narrowed(
-    shape: tuple[int, ...], offset: tuple[int, int, int] | None
-) -> tuple[int, ...]:
+def _narrowed(shape: tuple[int, ...], offset: tuple[int, int, int] | None) -> tuple[int, ...]:
     if offset is None:
         return shape
     dim, _, length = offset

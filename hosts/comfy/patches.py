@@ -47,7 +47,9 @@ def _patches(plan: Plan, names: ComfyNames) -> dict[PatchKey, FusedLoraAdapter]:
 
 
 def _patched_model(
-    model: Any, patches: Mapping[PatchKey, FusedLoraAdapter], digest: str  # noqa: ANN401
+    model: Any,
+    patches: Mapping[PatchKey, FusedLoraAdapter],
+    digest: str,  # noqa: ANN401
 ) -> Any:  # noqa: ANN401
     clone = model.clone()
     _add(clone, patches, model.patches_uuid, digest)
@@ -55,7 +57,9 @@ def _patched_model(
 
 
 def _patched_clip(
-    clip: Any, patches: Mapping[PatchKey, FusedLoraAdapter], digest: str  # noqa: ANN401
+    clip: Any,
+    patches: Mapping[PatchKey, FusedLoraAdapter],
+    digest: str,  # noqa: ANN401
 ) -> Any:  # noqa: ANN401
     clone = clip.clone()
     _add(clone.patcher, patches, clip.patcher.patches_uuid, digest)

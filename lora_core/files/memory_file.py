@@ -39,6 +39,10 @@ class MemoryFile:
         """The tensors themselves, by key."""
         return {key: self._data[key] for key in keys}
 
+    def read_numbers(self, keys: Iterable[str]) -> dict[str, float]:
+        """Tensors of one element, as numbers."""
+        return {key: float(self._data[key]) for key in keys}
+
     def sha256(self) -> str:
         """Hash of names, dtypes, shapes and bytes, in the order of the names."""
         return self._digest

@@ -63,6 +63,10 @@ class PickleFile:
         """Return copies of several tensors in the order of ``keys``."""
         return {key: self.read(key) for key in keys}
 
+    def read_numbers(self, keys: Iterable[str]) -> dict[str, float]:
+        """Return tensors of one element as numbers."""
+        return {key: float(self._data[key]) for key in keys}
+
     def sha256(self) -> str:
         """Return the hash of the file's bytes, in hexadecimal; computed once.
 

@@ -1,5 +1,6 @@
 """Our own reader of safetensors: every number of the header is checked before it is used."""
 
+import struct
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -26,6 +27,9 @@ MAX_HEADER = 8 << 20
 """Bytes of header read by default. The format allows 100 MB; 5,262 tensors need less than 1 MB."""
 
 _DAMAGED_FIX = "the file is damaged or incomplete; download or copy it again."
+
+
+_NUMBERS = {torch.float16: "<e", torch.float32: "<f", torch.float64: "<d", torch.int64: "<q"}
 
 
 class SafetensorsFile:
@@ -81,6 +85,18 @@ class SafetensorsFile:
         with self.opened() as handle:
             return {key: self._read(handle, info) for key, info in infos.items()}
 
+    def read_numbers(self, keys: Iterable[str]) -> dict[str, float]:
+        """Return tensors of one element as numbers, opening the file once.
+
+        Several times faster than ``read_many`` for the alphas of a file.
+
+        Raises:
+            LoraError: the file changed on disk.
+        """
+        infos = {key: self.tensors[key] for key in keys}
+        with self.opened() as handle:
+            return {key: self._read_number(handle, info) for key, info in infos.items()}
+
     def read_rows(self, key: str, start: int, stop: int) -> Tensor:
         """Return rows ``start`` to ``stop`` of dimension 0, shape ``(stop - start, ...)``.
 
@@ -127,6 +143,15 @@ class SafetensorsFile:
     @cached_property
     def _sha256(self) -> str:
         return hash_file(self.path, self._stamp)
+
+    def _read_number(self, handle: FileIO, info: TensorInfo) -> float:
+        code = _NUMBERS.get(info.dtype)
+        if code is None:
+            return float(self._read(handle, info))
+        raw = bytearray(info.nbytes)
+        handle.seek(info.start)
+        fill(handle, memoryview(raw), self.path)
+        return float(struct.unpack(code, raw)[0])
 
     def _read(self, handle: FileIO, info: TensorInfo) -> Tensor:
         tensor = torch.empty(info.shape, dtype=info.dtype, device="cpu")

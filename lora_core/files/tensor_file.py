@@ -72,6 +72,10 @@ class TensorFile(Protocol):
         """Return several tensors, opening the file once."""
         ...
 
+    def read_numbers(self, keys: Iterable[str]) -> dict[str, float]:
+        """Return tensors of one element as numbers, opening the file once."""
+        ...
+
     def sha256(self) -> str:
         """Return the hash of the file's bytes, in hexadecimal."""
         ...

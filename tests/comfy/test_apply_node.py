@@ -9,6 +9,7 @@ import torch
 from .checkpoints import SLIM, attention_targets, lora_targets, write_lora
 from .conftest import NodeFailedError, node, text_to_image
 
+
 def apply_graph(checkpoint, rows, steps=1, **inputs):
     """Text to image with Apply LoRAs between loader and sampler, its report shown."""
     apply = node(
@@ -61,7 +62,9 @@ def test_apply_changes_the_picture_and_reports_every_tensor(executor, slim_check
     assert f"{tensors} / {tensors} tensors used" in report(result)
 
 
-@pytest.mark.parametrize("rows", ["[]", "", '[{"name": "first.safetensors", "model": 0, "clip": 0}]'])
+@pytest.mark.parametrize(
+    "rows", ["[]", "", '[{"name": "first.safetensors", "model": 0, "clip": 0}]']
+)
 def test_no_effect_gives_the_base_picture_byte_for_byte(executor, slim_checkpoint, loras, rows):
     base = picture(executor.run(text_to_image(slim_checkpoint)))
     assert picture(executor.run(apply_graph(slim_checkpoint, rows))) == base
@@ -106,7 +109,9 @@ def test_one_adapter_per_weight_carries_the_whole_stack(
 
 def test_lora_stack_and_rows_apply_in_one_pass(executor, slim_checkpoint, loras):
     """Load -> Stack -> Apply with rows gives the bits of one Apply with all rows."""
-    graph = apply_graph(slim_checkpoint, [{"name": loras[2], "model": 0.5}], lora_stack=["stack", 0])
+    graph = apply_graph(
+        slim_checkpoint, [{"name": loras[2], "model": 0.5}], lora_stack=["stack", 0]
+    )
     graph["load"] = node(
         "LoraWorkbenchLoad", lora_name=loras[0], strength_model=0.8, strength_clip=0.7
     )
