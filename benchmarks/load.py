@@ -7,13 +7,14 @@ import tempfile
 from pathlib import Path
 
 import torch
-from harness import REPETITIONS, interleaved, machine
 from safetensors.torch import load_file
 
 from lora_workbench.lora_core.binding import bind
 from lora_workbench.lora_core.files.write import write_safetensors
 from lora_workbench.lora_core.lora import load_lora
 from lora_workbench.lora_core.models.table import table_for_base
+
+from harness import REPETITIONS, interleaved, machine
 
 SD15_TENSORS, SDXL_TENSORS = 792, 5262
 

@@ -9,10 +9,10 @@ repetitions; min/median/max in milliseconds beside them.
 import argparse
 import gc
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
-from harness import REPETITIONS, Timings, machine
 
 from lora_workbench.lora_core.files.safetensors_file import open_safetensors
 from lora_workbench.lora_core.files.write import write_safetensors
@@ -21,6 +21,8 @@ from lora_workbench.lora_core.models.table import table_for_base
 from lora_workbench.lora_core.patching.base_file import base_files
 from lora_workbench.lora_core.patching.ledger import MergeLedger
 from lora_workbench.lora_core.stack import StackItem, make_plan
+
+from harness import REPETITIONS, Timings, machine
 
 PARTS = ("attn1", "attn2", "ff.net", "proj_in", "proj_out")
 COPIES = {"full merge": 2, "full change": 1, "full unmerge": 1}
@@ -91,8 +93,8 @@ def run_case(table, targets, weights, rank, files, repetitions):
         timings.run("G", gemm)
         for rung in ("full", "file", "residual"):
             ledger = MergeLedger(weights, rung, files if rung == "file" else None)
-            timings.run(f"{rung} merge", lambda: ledger.apply(plan))
-            timings.run(f"{rung} change", lambda: ledger.apply(other))
+            timings.run(f"{rung} merge", partial(ledger.apply, plan))
+            timings.run(f"{rung} change", partial(ledger.apply, other))
             timings.run(f"{rung} unmerge", ledger.unmerge)
     return timings
 
@@ -100,7 +102,7 @@ def run_case(table, targets, weights, rank, files, repetitions):
 def report(dtype, rank, timings):
     """One line per mode: ratio to its floor."""
     c, g = timings.best("C"), timings.best("G")
-    print(f"{str(dtype):15} rank {rank:3}  C {timings.spread('C')}  G {timings.spread('G')} ms")
+    print(f"{dtype!s:15} rank {rank:3}  C {timings.spread('C')}  G {timings.spread('G')} ms")
     for mode, copies in COPIES.items():
         floor = copies * c + (0 if mode in ("full unmerge", "file unmerge") else g)
         ratio = timings.best(mode) / floor
@@ -131,10 +133,10 @@ def compare_with_diffusers(table, targets, repetitions):
         adapters = [f"lora{number}" for number in range(count)]
         timings = Timings()
         for _ in range(repetitions):
-            timings.run("diffusers", lambda: unet.fuse_lora(adapter_names=adapters))
+            timings.run("diffusers", partial(unet.fuse_lora, adapter_names=adapters))
             unet.unfuse_lora()
             ledger = MergeLedger(weights, "full")
-            timings.run("ours", lambda: ledger.apply(plan))
+            timings.run("ours", partial(ledger.apply, plan))
             ledger.unmerge()
         ratio = timings.best("diffusers") / timings.best("ours")
         print(

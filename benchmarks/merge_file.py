@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
 from lora_workbench.headless.sample_files import write_random_checkpoint, write_random_lora
 from lora_workbench.lora_core.files.safetensors_file import open_safetensors
 from lora_workbench.lora_core.lora import load_lora
@@ -52,7 +53,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", default="/dev/shm", type=Path)  # noqa: S108
+    parser.add_argument("--folder", default="/dev/shm", type=Path)
     parser.add_argument("--repeat", default=5, type=int)
     parser.add_argument("--run", choices=("merge", "copy"), help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -19,7 +19,7 @@ class HashStore:
         database: SQLite file; made with its folder at the first hash, never at start-up.
     """
 
-    def __init__(self, database: Path):
+    def __init__(self, database: Path) -> None:
         self._database = database
 
     def sha256(self, path: Path) -> str:

@@ -28,16 +28,16 @@ class LoraFiles:
         names: Callable[[], list[str]],
         full_path: Callable[[str], Path],
         hashes: HashStore,
-    ):
+    ) -> None:
         self.names = names
         self._full_path = full_path
         self._hashes = hashes
         self._parsed: OrderedDict[object, Lora] = OrderedDict()
 
     def resolve(self, choice: LoraChoice) -> str:
-        """The listed name of the file that a choice means.
+        r"""The listed name of the file that a choice means.
 
-        The exact name wins unless the choice pins another content; then ``/`` against ``\\``, a
+        The exact name wins unless the choice pins another content; then ``/`` against ``\``, a
         missing ending, the pinned content (size, then hash; only files of equal size are hashed),
         and the one file of that base name in any folder.
 

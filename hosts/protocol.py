@@ -65,9 +65,9 @@ class Host(Protocol):
         model: Any,
         clip: Any,
         stack: Sequence[StackItem],
-        unmatched: str,  # noqa: ANN401
+        unmatched: str,
     ) -> Applied:
-        """Return clones of ``model`` and ``clip`` that carry ``stack``; the originals are untouched.
+        """Clones of ``model`` and ``clip`` that carry ``stack``; the originals are untouched.
 
         Raises:
             LoraError: a LoRA cannot be applied to this model.
@@ -77,6 +77,6 @@ class Host(Protocol):
         self,
         model: Any,
         clip: Any,
-        stack: Sequence[StackItem],  # noqa: ANN401
+        stack: Sequence[StackItem],
     ) -> tuple[Binding, ...]:
         """Each LoRA of a stack seen from this model; nothing is changed or refused."""

@@ -96,7 +96,7 @@ class Lora:
         formats: tuple[str, ...],
         problem: str | None = None,
         file_key: Hashable = None,
-    ):
+    ) -> None:
         self.name = name
         self.file = file
         self.modules = modules

@@ -63,9 +63,9 @@ class LoraWorkbenchApply(Node):
 
     def execute(
         self,
-        model: Any,  # noqa: ANN401
+        model: Any,
         rows: str,
-        clip: Any = None,  # noqa: ANN401
+        clip: Any = None,
         lora_stack: object = None,
         mode: str = "auto",
         unmatched: str = "report",

@@ -41,8 +41,8 @@ class LoraWorkbenchInspect(Node):
         self,
         lora_model: object = None,
         lora_stack: object = None,
-        model: Any = None,  # noqa: ANN401
-        clip: Any = None,  # noqa: ANN401
+        model: Any = None,
+        clip: Any = None,
     ) -> dict[str, Any]:
         """Bind and describe; nothing is changed."""
         entries, _ = read_stack(lora_stack, lambda name: self.host.load_lora(LoraChoice(name)))

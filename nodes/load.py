@@ -58,7 +58,7 @@ class LoraWorkbenchLoad(Node):
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, lora_name: str) -> bool:  # noqa: ARG003, N802  ComfyUI's name
+    def VALIDATE_INPUTS(cls, lora_name: str) -> bool:  # noqa: N802  ComfyUI's name
         """Accept every name: a file that was moved is found, or named, when the node runs."""
         return True
 

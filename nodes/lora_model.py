@@ -10,7 +10,6 @@ from ..lora_core.errors import LoraError
 from ..lora_core.formats.kohya import kohya_key
 from ..lora_core.lora import Lora, lora_from_tensors
 
-
 _CORE_SUFFIXES = {
     "down": "lora_down.weight",
     "up": "lora_up.weight",
@@ -26,7 +25,7 @@ class LoraModel(dict):
     ours. Names that core does not know (current diffusers and PEFT) become kohya's.
     """
 
-    def __init__(self, lora: Lora):
+    def __init__(self, lora: Lora) -> None:
         super().__init__()
         self.lora = lora
         self._is_filled = False
@@ -49,16 +48,16 @@ class LoraModel(dict):
     def __contains__(self, key: object) -> bool:
         return dict.__contains__(self._filled(), key)
 
-    def keys(self) -> Any:  # noqa: ANN401, D102  dict's own
+    def keys(self) -> Any:  # noqa: D102  dict's own
         return dict.keys(self._filled())
 
-    def values(self) -> Any:  # noqa: ANN401, D102  dict's own
+    def values(self) -> Any:  # noqa: D102  dict's own
         return dict.values(self._filled())
 
-    def items(self) -> Any:  # noqa: ANN401, D102  dict's own
+    def items(self) -> Any:  # noqa: D102  dict's own
         return dict.items(self._filled())
 
-    def get(self, key: str, default: Any = None) -> Any:  # noqa: ANN401, D102  dict's own
+    def get(self, key: str, default: Any = None) -> Any:  # noqa: D102  dict's own
         return dict.get(self._filled(), key, default)
 
     def copy(self) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ def _flattened(value: object) -> list[Any]:
 def _foreign_entry(
     item: Any,
     load: Callable[[str], Lora],
-    notes: list[str],  # noqa: ANN401
+    notes: list[str],
 ) -> StackEntry | None:
     name, model, clip = _dict_values(item) if isinstance(item, dict) else _tuple_values(item)
     if name is None:
@@ -112,7 +112,7 @@ def _foreign_entry(
     return StackEntry(name, StackItem(load(name), model, clip, Weighting()))
 
 
-def _tuple_values(item: Any) -> tuple[str | None, float, float]:  # noqa: ANN401
+def _tuple_values(item: Any) -> tuple[str | None, float, float]:
     name = item[0]
     model = _strength(item[1] if len(item) > 1 else 1.0, name)
     return name, model, _strength(item[2], name) if len(item) > 2 else model

@@ -18,10 +18,10 @@ _FIELDS = ("on", "name", "sha256", "size", "model", "clip", "weighting")
 
 @dataclass(frozen=True)
 class Row:
-    """One LoRA of a stack as a user writes it.
+    r"""One LoRA of a stack as a user writes it.
 
     Attributes:
-        name: File name as the host lists it; may carry folders, with ``/`` or ``\\``.
+        name: File name as the host lists it; may carry folders, with ``/`` or ``\``.
         on: A row that is off is kept and not used.
         model: Dimensionless strength on the diffusion model.
         clip: Strength on the text encoders; None means the same as ``model``.
@@ -156,7 +156,7 @@ def _weighting(value: object) -> str:
     return text
 
 
-def _typed(value: object, kind: Any, where: str) -> Any:  # noqa: ANN401  the caller names the kind
+def _typed(value: object, kind: Any, where: str) -> Any:
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         name = getattr(kind, "__name__", str(kind))
         raise LoraError(

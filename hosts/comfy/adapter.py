@@ -31,7 +31,7 @@ class FusedLoraAdapter(WeightAdapterBase):
 
     name = "lora_workbench"
 
-    def __init__(self, loaded_keys: set[str], weights: tuple[Any, ...]):
+    def __init__(self, loaded_keys: set[str], weights: tuple[Any, ...]) -> None:
         self.loaded_keys = loaded_keys
         self.weights = weights
 
@@ -54,20 +54,20 @@ class FusedLoraAdapter(WeightAdapterBase):
             keys.update(term.part.keys.values())
         return cls(keys, tuple(weights))
 
-    def calculate_shape(self, key: str) -> None:  # noqa: ARG002  ComfyUI's signature
+    def calculate_shape(self, key: str) -> None:
         """The weight keeps its shape."""
         return
 
     def calculate_weight(
         self,
         weight: Tensor,
-        key: str,  # noqa: ARG002  ComfyUI's signature, as the rest
+        key: str,
         strength: float,
-        strength_model: float,  # noqa: ARG002
-        offset: object,  # noqa: ARG002
-        function: Any,  # noqa: ANN401
-        intermediate_dtype: torch.dtype = torch.float32,  # noqa: ARG002
-        original_weight: object = None,  # noqa: ARG002
+        strength_model: float,
+        offset: object,
+        function: Any,
+        intermediate_dtype: torch.dtype = torch.float32,
+        original_weight: object = None,
     ) -> Tensor:
         """Add ``strength`` times the stack's delta to ``weight``, in place.
 

@@ -49,8 +49,8 @@ class ComfyHost:
 
     def apply(
         self,
-        model: Any,  # noqa: ANN401
-        clip: Any,  # noqa: ANN401
+        model: Any,
+        clip: Any,
         stack: Sequence[StackItem],
         unmatched: str,
     ) -> Applied:
@@ -64,7 +64,7 @@ class ComfyHost:
         self,
         model: Any,
         clip: Any,
-        stack: Sequence[StackItem],  # noqa: ANN401
+        stack: Sequence[StackItem],
     ) -> tuple[Binding, ...]:
         """See ``Host.bindings``."""
         if model is None and clip is None:
@@ -72,7 +72,7 @@ class ComfyHost:
         names = self._names_of(model, clip)
         return tuple(bind(item.lora, names) for item in stack)
 
-    def _names_of(self, model: Any, clip: Any) -> ComfyNames:  # noqa: ANN401
+    def _names_of(self, model: Any, clip: Any) -> ComfyNames:
         """The name table of a model and text encoder, built once per loaded pair."""
         inner = model.model if model is not None else clip.cond_stage_model
         known = self._names.get(inner)
@@ -81,6 +81,6 @@ class ComfyHost:
         return known
 
 
-def _path(model: Any, clip: Any) -> str:  # noqa: ANN401
+def _path(model: Any, clip: Any) -> str:
     patcher = model if model is not None else clip.patcher
     return f"ComfyUI patches, one fused adapter per weight ({type(patcher).__name__})"

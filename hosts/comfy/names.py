@@ -25,7 +25,7 @@ class ComfyNames:
         patch_keys: Target name to the key that ``add_patches`` takes.
     """
 
-    def __init__(self, model: Any, clip: Any):  # noqa: ANN401
+    def __init__(self, model: Any, clip: Any) -> None:
         self._clip = weakref.ref(clip.cond_stage_model) if clip is not None else None
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.patch_keys: dict[str, PatchKey] = {}
@@ -43,7 +43,7 @@ class ComfyNames:
         encoders = {"te1"} if clip is not None else set()
         self.components = frozenset(encoders | ({"unet"} if model is not None else set()))
 
-    def is_of(self, clip: Any) -> bool:  # noqa: ANN401
+    def is_of(self, clip: Any) -> bool:
         """Whether this table was made with this text encoder, or without one."""
         if self._clip is None or clip is None:
             return self._clip is None and clip is None

@@ -15,8 +15,8 @@ _NAMESPACE = uuid.UUID("6f1d2a54-8d0e-5c7b-9a43-2f0f6d1b7c11")
 
 
 def patched(
-    model: Any,  # noqa: ANN401
-    clip: Any,  # noqa: ANN401
+    model: Any,
+    clip: Any,
     plan: Plan,
     stack: Sequence[StackItem],
     names: ComfyNames,
@@ -49,8 +49,8 @@ def _patches(plan: Plan, names: ComfyNames) -> dict[PatchKey, FusedLoraAdapter]:
 def _patched_model(
     model: Any,
     patches: Mapping[PatchKey, FusedLoraAdapter],
-    digest: str,  # noqa: ANN401
-) -> Any:  # noqa: ANN401
+    digest: str,
+) -> Any:
     clone = model.clone()
     _add(clone, patches, model.patches_uuid, digest)
     return clone
@@ -59,15 +59,15 @@ def _patched_model(
 def _patched_clip(
     clip: Any,
     patches: Mapping[PatchKey, FusedLoraAdapter],
-    digest: str,  # noqa: ANN401
-) -> Any:  # noqa: ANN401
+    digest: str,
+) -> Any:
     clone = clip.clone()
     _add(clone.patcher, patches, clip.patcher.patches_uuid, digest)
     return clone
 
 
 def _add(
-    patcher: Any,  # noqa: ANN401
+    patcher: Any,
     patches: Mapping[PatchKey, FusedLoraAdapter],
     parent: uuid.UUID,
     digest: str,

@@ -90,7 +90,7 @@ def parse_header(raw: bytearray, file_size: int) -> tuple[dict[str, str], dict[s
         metadata = _parse_metadata(header.pop(METADATA_KEY, None))
         _require_text(header, metadata)
         tensors = {name: _parse_entry(name, entry, start) for name, entry in header.items()}
-    _require_tiling(tensors, start, file_size)
+        _require_tiling(tensors, start, file_size)
     return metadata, tensors
 
 

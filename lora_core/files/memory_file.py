@@ -22,7 +22,7 @@ class MemoryFile:
 
     def __init__(
         self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-    ):
+    ) -> None:
         self.path = Path(f"<memory>/{name}")
         self.metadata = dict(metadata or {})
         self._data = dict(tensors)

@@ -128,7 +128,7 @@ def test_lora_stack_and_rows_apply_in_one_pass(executor, slim_checkpoint, loras)
 
 
 def test_a_missing_file_is_named_with_near_matches(executor, slim_checkpoint, loras):
-    with pytest.raises(NodeFailedError, match="firts.safetensors is missing") as caught:
+    with pytest.raises(NodeFailedError, match=r"firts\.safetensors is missing") as caught:
         executor.run(apply_graph(slim_checkpoint, [{"name": "firts.safetensors"}]))
     assert "first.safetensors" in caught.value.message
     assert "Fix:" in caught.value.message
@@ -198,7 +198,7 @@ def core_training_nodes(comfy):
 
 @pytest.mark.usefixtures("core_training_nodes")
 def test_lora_model_is_read_by_core(executor, slim_checkpoint, loras):
-    """Core's own loader node takes our LORA_MODEL, under names it knows, and changes the picture."""
+    """Core's own loader takes our LORA_MODEL under names it knows: the picture of our Apply."""
     graph = text_to_image(slim_checkpoint, model=("core", 0))
     graph["load"] = node(
         "LoraWorkbenchLoad", lora_name=loras[2], strength_model=1.0, strength_clip=1.0

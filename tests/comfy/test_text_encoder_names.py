@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from lora_workbench.lora_core.models import table_from_shapes
 from lora_workbench.lora_core.models.architectures import checkpoint_shapes
 

@@ -1,6 +1,7 @@
 """Our correspondence of ldm and diffusers names against ComfyUI's, for UNets of any depth."""
 
 import pytest
+
 from lora_workbench.lora_core.models.unet import (
     diffusers_modules_of_ldm,
     ldm_modules_of_diffusers,

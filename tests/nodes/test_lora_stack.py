@@ -33,7 +33,7 @@ def test_an_entry_unpacks_as_exactly_three_values():
 
 
 def test_a_foreign_set_does_not_fold_two_entries_into_one():
-    """Efficiency reads ``set(stack)``: equal names and strengths with another weighting stay two."""
+    """Efficiency reads ``set(stack)``; another weighting makes another entry."""
     shared = lora("a")
     stack = [entry(of=shared), entry(of=shared, weighting="attn2=0"), entry(of=shared)]
     assert len(set(stack)) == 2
