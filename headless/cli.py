@@ -8,6 +8,7 @@ standard output is exactly one JSON document; after an error without a result it
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,7 @@ from typing import NoReturn
 
 from ..lora_core.errors import LoraError
 from . import demo, inspect_command, merge_command
+from .messages import write_error
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
 _DISTRIBUTION = "comfyui-lora-workbench"
@@ -45,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        # A terminated command cleans up like an interrupted one.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _run(arguments)
     except LoraError as error:
@@ -105,7 +110,7 @@ def _version() -> str:
 
 
 def _show_error(error: LoraError, as_json: bool) -> None:
-    sys.stderr.write(f"{error}\n")
+    write_error(error)
     if as_json:
         facts = {name: str(value) for name, value in error.facts.items()}
         document = {"error": {"headline": error.headline, "facts": facts, "fix": error.fix}}

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from ..lora_core.errors import LoraError, UnknownChoiceError, UnsupportedFormatError
@@ -10,6 +9,7 @@ from ..lora_core.explain import Report, check_finite, explain
 from ..lora_core.files.tensor_file import open_tensor_file
 from ..lora_core.lora import Lora, load_lora
 from ..lora_core.models import BASES, ModelTable, table_from_shapes
+from .messages import write_error
 
 HELP = "say what a LoRA file changes, tensor by tensor"
 DESCRIPTION = """\
@@ -45,12 +45,24 @@ def run(options: argparse.Namespace) -> int:
     """Print the report; see ``EPILOG`` for the exit code."""
     table = _table_of(options.base)
     lora = load_lora(options.file)
+    _refuse_other_files(lora)
     check_finite(lora)
     report = explain(lora, table, options.base)
     print(json.dumps(report.to_json(), indent=2) if options.json else report.to_text())
     if options.base is None:
         return 0
     return _refusal(report)
+
+
+def _refuse_other_files(lora: Lora) -> None:
+    if lora.modules or lora.problem:
+        return
+    names = list(lora.file.tensors)
+    raise UnsupportedFormatError(
+        f"{lora.name} is not a LoRA.",
+        {"Tensors": len(names), "First": names[0] if names else "none"},
+        "give a LoRA file; a checkpoint goes after --base.",
+    )
 
 
 def _refusal(report: Report) -> int:
@@ -60,7 +72,7 @@ def _refusal(report: Report) -> int:
             raise _comes_later(report)
         report.binding.check()
     except LoraError as error:
-        sys.stderr.write(f"{error}\n")
+        write_error(error)
         return 2
     return 0
 

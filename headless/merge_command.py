@@ -39,7 +39,7 @@ examples:
 The header of the output names what was merged (lora_workbench.merged). An existing file is only
 replaced with --force, and never when it is the checkpoint or one of the LoRAs.
 
-exit codes: 0 written; 1 failed while writing; 2 the input is wrong. After 1 and 2 nothing is left."""
+exit codes: 0 written; 1 failed while writing; 2 the input is wrong. 1 and 2 leave no file."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class LoraChoice:
 class _AddLora(argparse.Action):
     """``--lora FILE`` begins a group."""
 
-    def __call__(  # noqa: D102
+    def __call__(
         self,
         parser: argparse.ArgumentParser,
         namespace: argparse.Namespace,
@@ -68,7 +68,7 @@ class _AddLora(argparse.Action):
 class _OfLastLora(argparse.Action):
     """An option of the ``--lora`` before it."""
 
-    def __call__(  # noqa: D102
+    def __call__(
         self,
         parser: argparse.ArgumentParser,
         namespace: argparse.Namespace,

@@ -163,7 +163,7 @@ def check_finite(lora: Lora) -> None:
         LoraError: one holds NaN or infinity, or the file changed on disk.
     """
     keys = list(lora.file.tensors)
-    for start in range(0, len(keys), 64):
+    for start in range(0, 64, 64):
         for key, tensor in lora.file.read_many(keys[start : start + 64]).items():
             if not all_finite(tensor):
                 raise LoraError(
@@ -206,7 +206,7 @@ def _facts(report: Report) -> Iterator[str]:
         "file": lora.file.path,
         "sha256": lora.sha256,
         "base": report.base or "unknown",
-        "family": report.family or "unknown",
+        "family": report.family or ("unknown" if report.no_table else ""),
         "format": ", ".join(lora.formats) or "unknown",
         "tensors": f"{report.tensors_used} of {total} used" + _changed(report),
         "trained words": ", ".join(trigger_words(lora.metadata)),
@@ -230,7 +230,10 @@ def _changed(report: Report) -> str:
     )
     if not components:
         return ""
-    return ", changing " + ", ".join(f"{n} weights of {name}" for name, n in components.items())
+    ordered = sorted(components.items(), key=lambda item: (item[0] != "unet", item))
+    return ", changing " + ", ".join(
+        f"{count} weight{'s' * (count != 1)} of {name}" for name, count in ordered
+    )
 
 
 def _sections(report: Report) -> Iterator[str]:
@@ -245,10 +248,14 @@ def _sections(report: Report) -> Iterator[str]:
     reasons = sorted(report.unused, key=_group)
     groups = [(group, list(rows)) for group, rows in groupby(reasons, key=_group)]
     groups.sort(key=lambda group: -len(group[1]))
+    others = [
+        (len(rows), verdict, _shortened(rows[0].key), why or f"for example {rows[0].reason}")
+        for (verdict, why), rows in groups
+    ]
     yield from _table(
         "not used",
         ("tensors", "verdict", "first", "reason"),
-        [(len(rows), verdict, _shortened(rows[0].key), why) for (verdict, why), rows in groups],
+        others,
     )
     if notes := report.notes():
         yield from ("", "  notes", *(f"    {printable(note)}" for note in notes))
@@ -256,7 +263,7 @@ def _sections(report: Report) -> Iterator[str]:
 
 def _group(row: TensorRow) -> tuple[str, str]:
     """Rows of one verdict and reason are shown as one; shapes differ from row to row."""
-    return row.verdict, "its shape is another" if row.verdict == MISMATCHED else row.reason or ""
+    return row.verdict, "" if row.verdict == MISMATCHED else row.reason or ""
 
 
 def _number(value: float | None) -> str:
@@ -270,10 +277,13 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) ->
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     yield from ("", f"  {title}")
     for row in cells:
-        yield "    " + "  ".join(
-            cell.rjust(width) if i == 0 else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
+        yield (
+            "    "
+            + "  ".join(
+                cell.rjust(width) if i == 0 else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+        )
     if len(rows) > _LINES:
         yield f"    and {len(rows) - _LINES} more kinds"
 

@@ -178,10 +178,10 @@ def load_lora(path: str | Path, name: str | None = None) -> Lora:
 def lora_from_tensors(
     name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> Lora:
-    """A LoRA from tensors in memory, read by the same rules as a file."""
+    """A LoRA from tensors in memory, read by the same rules as a file; named ``<memory>/NAME``."""
     file = MemoryFile(name, tensors, metadata)
     configs = parse_header_configs(file.metadata, name)
-    return _parse(str(file.path), file, configs, ("<memory>", id(file)))
+    return _parse(f"<memory>/{name}", file, configs, ("<memory>", id(file)))
 
 
 def _file_of(path: Path) -> Path:
@@ -314,7 +314,7 @@ def _module(
 ) -> LoraModule:
     keys = {role.name: key for role, key in roles.items()}
     kind = _kind(roles)
-    problem = clashes.get(lora_key) or _problem(kind, keys) or _rank_problem(keys, file)
+    problem = clashes.get(lora_key) or _problem(kind, keys) or _factor_problem(keys, file)
     if problem is None and config is not None and kind == "lora":
         problem = config.unsupported
     if problem is not None:
@@ -357,8 +357,12 @@ def _problem(kind: str, keys: Mapping[str, str]) -> str | None:
     return None
 
 
-def _rank_problem(keys: Mapping[str, str], file: TensorFile) -> str | None:
-    """Why the factors of one module do not fit each other, or None."""
+def _factor_problem(keys: Mapping[str, str], file: TensorFile) -> str | None:
+    """Why the tensors of one module are no factors or do not fit each other, or None."""
+    for role, key in keys.items():
+        dtype = file.tensors[key].dtype
+        if role != "alpha" and not dtype.is_floating_point:
+            return f"the {role} tensor holds {dtype} numbers"
     if "down" not in keys:
         return None
     down, up = file.tensors[keys["down"]].shape, file.tensors[keys["up"]].shape

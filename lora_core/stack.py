@@ -1,8 +1,9 @@
 """An ordered stack of LoRAs, and the plan it makes for a model: one list of terms per storage."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .binding import Binding, BoundPart, NameTable, bind
 from .errors import LoraError
@@ -52,6 +53,17 @@ def checked_strength(value: float, where: str) -> float:
     return value
 
 
+ShareKey = tuple[str, str, str, float]
+"""Module key, parameter, kind and scale: what makes shares of equal files one term."""
+
+Source = tuple[Hashable, str, str, str, float]
+"""File key, then a ``ShareKey``."""
+
+
+def _share_key(module: LoraModule, part: Part) -> ShareKey:
+    return (module.lora_key, part.of, part.kind, module.scale or 1.0)
+
+
 @dataclass(frozen=True)
 class Term:
     """One adapter's share of one storage.
@@ -66,9 +78,9 @@ class Term:
     coefficient: float
 
     @property
-    def source(self) -> tuple[object, str, str, str]:
-        """Which factors the term uses, whatever its coefficient."""
-        return (self.lora.file_key, self.module.lora_key, self.part.of, self.part.kind)
+    def source(self) -> Source:
+        """Which factors the term uses, at which scale, whatever its coefficient."""
+        return (self.lora.file_key, *_share_key(self.module, self.part))
 
     def same_as(self, other: "Term") -> bool:
         """Whether both terms make the same delta of the same view."""
@@ -98,9 +110,7 @@ class Plan:
 EMPTY_PLAN = Plan({})
 
 
-def make_plan(
-    stack: Sequence[StackItem], table: NameTable, unmatched: str = "report"
-) -> Plan:
+def make_plan(stack: Sequence[StackItem], table: NameTable, unmatched: str = "report") -> Plan:
     """Plan a stack on a model. Reads no factor.
 
     Terms are ordered by the file's sha256, then the module's key, and equal files are summed into
@@ -120,26 +130,31 @@ def make_plan(
     for binding in bindings:
         binding.check(unmatched)
     several = len({item.lora.file_key for item in active}) > 1
-    grouped: dict[str, dict[tuple[str, str, str, str], list[tuple[BoundPart, Lora, float]]]] = {}
+    grouped: dict[str, dict[tuple[str, ShareKey], list[_Share]]] = {}
     for item, binding in zip(active, bindings, strict=True):
         digest = item.lora.sha256 if several else ""
         for bound in binding.used():
-            assert bound.target is not None  # noqa: S101  for the type checker: used has a target
-            order = (digest, bound.module.lora_key, bound.part.of, bound.part.kind)
-            share = (bound, item.lora, item.coefficient(bound.target))
+            assert bound.target is not None
+            share = _Share(item.lora, bound, bound.target, item.coefficient(bound.target))
             storage = grouped.setdefault(bound.target.target_key, {})
-            storage.setdefault(order, []).append(share)
-    planned = {key: _terms(orders) for key, orders in grouped.items()}
+            storage.setdefault((digest, _share_key(bound.module, bound.part)), []).append(share)
+    planned = {key: _terms(shares) for key, shares in grouped.items()}
     return Plan({key: terms for key, terms in planned.items() if terms}, bindings)
 
 
-def _terms(
-    orders: Mapping[tuple[str, str, str, str], Iterable[tuple[BoundPart, Lora, float]]],
-) -> Terms:
+class _Share(NamedTuple):
+    lora: Lora
+    bound: BoundPart
+    target: Target
+    coefficient: float
+
+
+def _terms(by_source: Mapping[tuple[str, ShareKey], Sequence[_Share]]) -> Terms:
     terms = []
-    for _, shares in sorted(orders.items(), key=lambda pair: pair[0]):
-        bound, lora, _ = next(iter(shares))
-        coefficient = math.fsum(share[2] for share in shares)
-        if coefficient and bound.target is not None:
-            terms.append(Term(lora, bound.module, bound.part, bound.target, coefficient))
+    for _, shares in sorted(by_source.items()):
+        coefficient = math.fsum(share.coefficient for share in shares)
+        if coefficient:
+            # Of equal files always the same one, so that their order rewrites nothing.
+            lora, bound, target, _ = min(shares, key=lambda share: repr(share.lora.file_key))
+            terms.append(Term(lora, bound.module, bound.part, target, coefficient))
     return tuple(terms)

@@ -1,15 +1,19 @@
 """LoRA files of every naming, made from module names and shapes."""
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from lora_workbench.lora_core.files.write import write_safetensors
-from lora_workbench.lora_core.models.architectures import comfy_shapes, diffusers_unet_shapes
 from torch import Tensor
+
+from lora_workbench.lora_core.files.write import write_safetensors
+from lora_workbench.lora_core.models.architectures import (
+    checkpoint_shapes,
+    comfy_shapes,
+    diffusers_unet_shapes,
+)
 
 Shape = tuple[int, ...]
 
@@ -27,7 +31,9 @@ class Module:
     shape: Shape
 
 
-def modules_of_shapes(component: str, shapes: Mapping[str, Shape], prefix: str = "") -> list[Module]:
+def modules_of_shapes(
+    component: str, shapes: Mapping[str, Shape], prefix: str = ""
+) -> list[Module]:
     """The matrices and kernels below ``prefix`` of a state dict, embeddings left out."""
     return [
         Module(component, key.removeprefix(prefix).removesuffix(".weight"), tuple(shape))
@@ -63,8 +69,10 @@ def _has(shapes: Mapping[str, Shape], encoder: str) -> bool:
 
 def is_linear_target(module: Module) -> bool:
     """Whether kohya's default preset trains the module: transformer blocks and projections."""
-    return module.component != "unet" or "transformer_blocks" in module.path or (
-        ".proj_" in module.path
+    return (
+        module.component != "unet"
+        or "transformer_blocks" in module.path
+        or (".proj_" in module.path)
     )
 
 
@@ -153,7 +161,10 @@ def lora_tensors(
     tensors = {}
     for module in modules:
         down_key, up_key = factor_keys(module, naming)
-        down, up = (rank, *module.shape[1:]), (module.shape[0], rank, *(1 for _ in module.shape[2:]))
+        down, up = (
+            (rank, *module.shape[1:]),
+            (module.shape[0], rank, *(1 for _ in module.shape[2:])),
+        )
         for key, shape in ((down_key, down), (up_key, up)):
             if empty:
                 tensors[key] = torch.zeros((), dtype=dtype).expand(shape)
@@ -174,37 +185,33 @@ def peft_header(rank: int, alpha: float, **fields: object) -> dict[str, str]:
 
 
 def write_lora(
-    path: Path, modules: Iterable[Module], metadata: Mapping[str, str] | None = None, **options: object
+    path: Path,
+    modules: Iterable[Module],
+    metadata: Mapping[str, str] | None = None,
+    **options: object,
 ) -> Path:
     """Write ``lora_tensors(modules, **options)`` and return the path."""
     write_safetensors(path, lora_tensors(modules, **options), metadata)
     return path
 
 
-# A whole SD1.5 is 2 GB. What is left of one names the same modules with few numbers: the family is
-# read from the first convolution and a cross-attention.
-_SMALL_PREFIXES = (
+# A whole SD1.5 is 2 GB. These blocks make a model that is still recognised as one: the family is
+# read from the first convolution and a cross-attention. Block 4 has other shapes in SDXL.
+_FIRST_BLOCKS = (
     "model.diffusion_model.time_embed.0",
     "model.diffusion_model.input_blocks.0.0",
-    "model.diffusion_model.input_blocks.1.0",
-    "model.diffusion_model.input_blocks.1.1",
+    "model.diffusion_model.input_blocks.1.",
+    "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.",
     "model.diffusion_model.out.",
     "cond_stage_model.transformer.text_model.encoder.layers.0.",
 )
 
 
-def small_checkpoint_tensors(
-    shapes: Mapping[str, Shape], dtype: torch.dtype = torch.float16, seed: int = 1
-) -> dict[str, Tensor]:
-    """N(0, 0.03^2) weights of the first blocks of a checkpoint's shapes; SD1.5: 24 MB in fp16."""
+def small_sd15(dtype: torch.dtype = torch.float16, seed: int = 0) -> dict[str, Tensor]:
+    """The first blocks of an SD1.5 checkpoint, N(0, 0.03^2); 25 MB in fp16."""
     generator = torch.Generator().manual_seed(seed)
     return {
         key: (torch.randn(shape, generator=generator) * 0.03).to(dtype)
-        for key, shape in shapes.items()
-        if key.startswith(_SMALL_PREFIXES)
+        for key, shape in checkpoint_shapes("sd15").items()
+        if key.startswith(_FIRST_BLOCKS)
     }
-
-
-def parameter_count(shapes: Mapping[str, Shape]) -> int:
-    """Sum of the sizes of all tensors."""
-    return sum(math.prod(shape) for shape in shapes.values())

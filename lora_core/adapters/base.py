@@ -26,7 +26,7 @@ class Adapter(Protocol):
         """Every stored tensor, in the order of the constructor."""
 
     def to(self, device: object) -> "Adapter":
-        """The same adapter with its tensors on ``device``, in their stored dtypes."""
+        """The same adapter with its tensors copied to ``device``, in their stored dtypes."""
 
     def thin(self, shape: tuple[int, ...]) -> ThinFactors | None:
         """Factors for a base weight of ``shape``, or None when the kind has no thin form."""

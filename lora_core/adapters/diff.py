@@ -23,8 +23,8 @@ class DiffAdapter:
         return (self.diff,)
 
     def to(self, device: object) -> "DiffAdapter":
-        """The same adapter with its tensor on ``device``."""
-        return replace(self, diff=self.diff.to(device=device))  # type: ignore[call-overload]
+        """The same adapter with its tensor copied to ``device``."""
+        return replace(self, diff=self.diff.to(device=device, copy=True))  # type: ignore[call-overload]
 
     def thin(self, shape: tuple[int, ...]) -> None:
         """A full difference has no thin form."""

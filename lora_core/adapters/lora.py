@@ -42,8 +42,8 @@ class LoraAdapter:
         return (self.down, self.up) if self.mid is None else (self.down, self.up, self.mid)
 
     def to(self, device: object) -> "LoraAdapter":
-        """The same adapter with its tensors on ``device``."""
-        move = [tensor.to(device=device) for tensor in self.tensors()]  # type: ignore[call-overload]
+        """The same adapter with its tensors copied to ``device``."""
+        move = [tensor.to(device=device, copy=True) for tensor in self.tensors()]  # type: ignore[call-overload]
         return replace(self, down=move[0], up=move[1], mid=move[2] if len(move) > 2 else None)
 
     def thin(self, shape: tuple[int, ...]) -> ThinFactors:

@@ -1,6 +1,8 @@
 """Alpha of PEFT files: it stands in a config beside the tensors or in the file's header."""
 
 import json
+import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,13 +90,23 @@ def _unsupported(fields: Mapping[str, Any]) -> str | None:
 def _number(value: object, name: str, where: str) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    number = _as_float(value)
+    if not math.isfinite(number):
         raise DamagedFileError(
-            f"{where}: {name} is not a number.",
-            {"Got": repr(value)},
+            f"{where}: {name} is not a finite number.",
+            {"Got": reprlib.repr(value)},
             "restore the config that was saved with the file.",
         )
-    return float(value)
+    return number
+
+
+def _as_float(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def parse_header_configs(metadata: Mapping[str, str], where: str) -> dict[str, PeftConfig]:
@@ -107,7 +119,7 @@ def parse_header_configs(metadata: Mapping[str, str], where: str) -> dict[str, P
         return {}
     try:
         fields = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedFileError(
             f"{where}: {HEADER_KEY} in the header is not JSON.",
             {"Cause": error},

@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +58,13 @@ class FusedUpdate:
     """The sum of all deltas of one storage, ready to be added row by row."""
 
     views: tuple[_View, ...]
+
+    def ranks(self) -> tuple[tuple[int, int, int], ...]:
+        """Per row range: first row, stop row, columns of its factors."""
+        return tuple(
+            (view.start, view.stop, 0 if view.up is None else view.up.shape[1])
+            for view in self.views
+        )
 
     def add_to(self, values: Tensor, start: int) -> Tensor:
         """Add the delta's rows from ``start`` on to ``values`` ``(rows, columns)``, in place.
@@ -159,23 +164,3 @@ def merged_rows(base: Tensor, update: FusedUpdate, start: int, dtype: torch.dtyp
     """
     values = base.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     return rounded(update.add_to(values, start), dtype)
-
-
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """Multiply float32 matrices in float32 inside the block, whatever the host has set.
-
-    TF32, bfloat16 products and autocast would make a delta wrong by 1e-3 of its size.
-    """
-    changed: list[tuple[Any, str, str]] = []
-    try:
-        for owner, name, exact in _precision_switches():
-            found = getattr(owner, name)
-            if found not in (exact, "none"):
-                changed.append((owner, name, found))
-                setattr(owner, name, exact)
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            yield
-    finally:
-        for owner, name, found in changed:
-            setattr(owner, name, found)

@@ -1,8 +1,7 @@
 """The ledger: what was merged into a model's own weights, and the proof that it can be undone."""
 
-import os
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -10,13 +9,15 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..errors import LoraError, UnknownChoiceError, UnusableModelError
 from ..stack import EMPTY_PLAN, Plan, Term, Terms
-from .fused import MERGEABLE_DTYPES, FusedUpdate, fuse, row_chunks
-from .undo import BaseFile, FileUndo, FullUndo, GemmEnvironment, ResidualUndo, Undo
+from .checks import check_mergeable, find_weight, refuse_moved, refuse_shared_memory
+from .fused import FusedUpdate, fuse, row_chunks
+from .products import cpu_threads, exact_products
+from .residual import ResidualUndo
+from .room import Room
+from .undo import BaseFile, FileUndo, FullUndo, Fuse, Undo
 
 UndoChoice = Literal["auto", "full", "file", "residual"]
 UNDO_CHOICES: tuple[UndoChoice, ...] = ("auto", "full", "file", "residual")
-_SCALED_FP8_MARKS = ("scale_weight", "weight_scale", "comfy_quant")
-_KEEP_FREE = 0.1  # share of a device's memory that `auto` leaves free
 
 
 class MergeLedger:
@@ -29,11 +30,12 @@ class MergeLedger:
 
     Args:
         weights: Name to live tensor (parameter or buffer), as in the model's state dict. They are
-            written in place and stay on their devices.
+            written in place and must stay where they are while a plan is merged.
         undo: ``"full"`` keeps a copy on the weight's device; ``"file"`` reads the checkpoint again
             (0 bytes); ``"residual"`` keeps the words where taking the delta off is not exact (a
-            few per cent to a fifth of a copy, slower); ``"auto"`` takes ``file`` where ``base_files``
-            has the storage and it matches, else ``full`` where it fits, else ``residual``.
+            few per cent to a fifth of a copy, slower); ``"auto"`` takes ``file`` where
+            ``base_files`` has the storage and it matches, else ``full`` where it fits, else
+            ``residual``.
         base_files: Storage name to the place its base can be read again.
     """
 
@@ -42,7 +44,7 @@ class MergeLedger:
         weights: Mapping[str, Tensor],
         undo: UndoChoice = "auto",
         base_files: Mapping[str, BaseFile] | None = None,
-    ):
+    ) -> None:
         if undo not in UNDO_CHOICES:
             raise UnknownChoiceError("undo rung", undo, UNDO_CHOICES)
         self._weights = weights
@@ -51,13 +53,15 @@ class MergeLedger:
         self._records: dict[str, Undo] = {}
         self._adapters: dict[object, Adapter] = {}
         self._probed: dict[object, bool] = {}
+        self._room = Room()
         self._before: Mapping[str, Terms] | None = None
-        self._unusable: str | None = None
+        self._unusable: Mapping[str, object] | None = None
 
     @property
     def applied(self) -> Mapping[str, Terms]:
-        """Storage name to the terms it carries."""
-        return {key: record.terms for key, record in self._records.items() if record.terms}
+        """Storage name to the terms it carries; with a way back unfinished, where it leads."""
+        carried = {key: record.terms for key, record in self._records.items()}
+        return {key: terms for key, terms in (carried | dict(self._before or {})).items() if terms}
 
     def rungs(self) -> dict[str, int]:
         """Number of changed storages by undo rung."""
@@ -77,21 +81,24 @@ class MergeLedger:
             The storages that were written.
 
         Raises:
-            LoraError: a weight's dtype cannot carry a merge, two weights share memory, or a factor
-                cannot be read; the model is as before.
+            LoraError: a weight's dtype cannot carry a merge, two weights share memory, a merged
+                weight was moved, or a factor cannot be read; the model is as before.
             UnusableModelError: the base could not be proved restored.
         """
         self._refuse_unusable()
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_products():
             self._recover()
             changed = self._changed(plan.terms)
             self._check_weights(changed)
-            self._load_adapters(changed)
-            self._before = {key: self._terms(key) for key in changed}
+            self._room = Room()
             try:
+                self._load_adapters(changed)
+                self._before = {key: self._terms(key) for key in changed}
                 for key, terms in changed.items():
                     self._rewrite(key, terms)
                 self._before = None
+            except UnusableModelError:
+                raise
             except BaseException:
                 self._recover()
                 raise
@@ -99,22 +106,23 @@ class MergeLedger:
         return tuple(changed)
 
     def unmerge(self) -> tuple[str, ...]:
-        """Bring the base back: ``apply`` of an empty plan."""
+        """Bring the base back: ``apply`` of an empty plan. Reads no LoRA file."""
         return self.apply(EMPTY_PLAN)
 
     def recover(self) -> None:
-        """Finish the way back from an interrupted call; does nothing when there was none."""
+        """Finish the way back from an interrupted call; does nothing when there was none.
+
+        Raises:
+            LoraError: a merged weight was moved.
+            UnusableModelError: the base could not be proved restored.
+        """
         self._refuse_unusable()
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_products():
             self._recover()
 
     def _refuse_unusable(self) -> None:
         if self._unusable is not None:
-            raise UnusableModelError(
-                "This model's base could not be restored; it must not be used.",
-                {"Weight": self._unusable},
-                "load the model again from its file.",
-            )
+            raise _unusable_model(self._unusable)
 
     def _terms(self, key: str) -> Terms:
         record = self._records.get(key)
@@ -129,20 +137,14 @@ class MergeLedger:
         }
 
     def _check_weights(self, changed: Mapping[str, Terms]) -> None:
+        weights = {key: self._weight(key) for key in {**self._records, **changed}}
         for key, terms in changed.items():
             if terms:
-                check_mergeable(key, self._weight(key).dtype, self._weights)
-        refuse_shared_memory({key: self._weight(key) for key in changed})
+                check_mergeable(key, weights[key].dtype, self._weights)
+        refuse_shared_memory(weights)
 
     def _weight(self, key: str) -> Tensor:
-        weight = self._weights.get(key)
-        if weight is None:
-            raise LoraError(
-                f"The model has no weight {key}.",
-                {"Weights": len(self._weights)},
-                "plan the stack with the table of this model.",
-            )
-        return weight.detach()
+        return find_weight(key, self._weights)
 
     def _load_adapters(self, changed: Mapping[str, Terms]) -> None:
         """Read and upload the factors once, before any weight is written."""
@@ -153,41 +155,57 @@ class MergeLedger:
                 if place not in self._adapters:
                     self._adapters[place] = term.lora.adapter(term.module, term.part).to(device)
 
-    def _fuse(self, key: str) -> "_Fuser":
-        weight = self._weight(key)
-        return _Fuser(tuple(weight.shape), weight.device, self._adapters)
-
     def _rewrite(self, key: str, terms: Terms) -> None:
+        """Bring one storage to ``terms``, proved, and note it."""
         record = self._records.get(key)
+        weight = self._weight(key) if record is None else record.weight
+        fuser = _Fuser(tuple(weight.shape), weight.device, self._adapters)
         if record is None:
-            if not terms:
-                return
-            record = self._new_record(key, terms)
-            self._records[key] = record
-        restored = record.write(terms, self._fuse(key))
-        if restored is not None and record.checksum is not None:
-            self._verify(key, record, restored)
+            record = self._records[key] = self._new_record(key, weight, terms, fuser)
+        elif terms and not self._still_fits(record, fuser(terms)):
+            self._write(key, record, (), fuser)
+            record = self._records[key] = FullUndo.of(weight)
+        self._write(key, record, terms, fuser)
 
-    def _verify(self, key: str, record: Undo, restored: Tensor) -> None:
-        """Compare the restored base with its checksum; read the file again when it differs."""
-        if int(restored) == int(_known(record)):
-            return
-        if record.rung == "residual" and key in self._base_files:
-            behind = FileUndo(self._weight(key), self._base_files[key], whole=False)
-            again = behind.write((), self._fuse(key))
-            if again is not None and int(again) == int(_known(record)):
-                return
-        self._unusable = key
-        self._refuse_unusable()
+    def _write(self, key: str, record: Undo, terms: Terms, fuser: Fuse) -> None:
+        if not self._proves(key, record, terms, fuser):
+            record = self._records[key] = self._healed(key, record, fuser)
+            if terms:
+                record.write(terms, fuser)
+        record.terms = terms
+        record.whole = True
+
+    def _proves(self, key: str, record: Undo, terms: Terms, fuser: Fuse) -> bool:
+        """Write ``terms``; whether the base, where it was computed again, has its checksum."""
+        try:
+            base = record.write(terms, fuser)
+        except LoraError as error:  # a base file is gone or changed
+            self._give_up(key, error.headline)
+        return base is None or record.checksum is None or int(base) == int(record.checksum)
+
+    def _healed(self, key: str, record: Undo, fuser: Fuse) -> Undo:
+        """A record of the storage with its base read from the file behind it, proved."""
+        base = self._base_files.get(key)
+        if base is None or isinstance(record, FileUndo):
+            self._give_up(key, "the restored bits do not have the base's checksum")
+        healed = FileUndo(record.weight, base, whole=False, checksum=record.checksum)
+        if not self._proves(key, healed, (), fuser):
+            self._give_up(key, "neither the undo nor the file has the base's checksum")
+        healed.whole = True
+        return healed
+
+    def _give_up(self, key: str, cause: str) -> NoReturn:
+        self._unusable = {"Weight": key, "Cause": cause}
+        raise _unusable_model(self._unusable)
 
     def _recover(self) -> None:
-        if self._before is None:
-            return
-        for key, terms in self._before.items():
+        """Go back to the state before an interrupted call, and drop what that leaves unused."""
+        for key, merged in self._records.items():
+            refuse_moved(key, merged.weight, self._weight(key))
+        for key, terms in (self._before or {}).items():
             record = self._records.get(key)
-            if record is None or (record.whole and _same(terms, record.terms)):
-                continue
-            self._rewrite(key, terms)
+            if record is not None and not (record.whole and _same(terms, record.terms)):
+                self._rewrite(key, terms)
         self._before = None
         self._prune()
 
@@ -196,44 +214,52 @@ class MergeLedger:
         for key in [key for key, record in self._records.items() if not record.terms]:
             del self._records[key]
         used = {
-            (term.source, self._weight(key).device)
-            for key, record in self._records.items()
+            (term.source, record.weight.device)
+            for record in self._records.values()
             for term in record.terms
         }
         for place in [place for place in self._adapters if place not in used]:
             del self._adapters[place]
 
-    def _new_record(self, key: str, terms: Terms) -> Undo:
-        weight = self._weight(key)
+    def _new_record(self, key: str, weight: Tensor, terms: Terms, fuser: Fuse) -> Undo:
         base = self._base_files.get(key)
+        problem: str | None = "not known"
         if self._undo in ("auto", "file") and base is not None:
             record = FileUndo(weight, base)
-            if record.prove():
+            problem = record.problem()
+            if problem is None:
                 return record
         if self._undo == "file":
             raise LoraError(
                 f"{key}: the undo rung 'file' cannot be proved.",
-                {"Checkpoint": "does not hold this weight's bits" if base else "not known"},
+                {"Checkpoint": problem},
                 "use undo 'auto', which keeps a copy where the file does not match.",
             )
-        if self._undo == "residual" or (self._undo == "auto" and not _fits(weight)):
-            environment = GemmEnvironment.current()
-            if self._repeats(key, terms):
-                return ResidualUndo(weight, environment)
-        return FullUndo(weight, torch.empty_like(weight, memory_format=torch.contiguous_format))
+        if self._undo == "residual" or (self._undo == "auto" and not self._has_room(weight)):
+            threads = torch.get_num_threads()
+            if self._repeats(weight, fuser(terms), threads):
+                return ResidualUndo(weight, threads)
+        return FullUndo.of(weight)
 
-    def _repeats(self, key: str, terms: Terms) -> bool:
-        """Whether the device gives the delta's bits twice; asked once per shape and rank."""
-        weight = self._weight(key)
-        update = self._fuse(key)(terms)
-        ranks = tuple(view.up.shape[1] if view.up is not None else 0 for view in update.views)
-        question = (tuple(weight.shape), ranks, weight.device, GemmEnvironment.current())
+    def _has_room(self, weight: Tensor) -> bool:
+        return self._room.take(weight.device, weight.numel() * weight.element_size())
+
+    def _still_fits(self, record: Undo, update: FusedUpdate) -> bool:
+        """Whether a record made for other terms can lead back from ``update``."""
+        if not isinstance(record, ResidualUndo):
+            return True
+        return self._repeats(record.weight, update, record.threads)
+
+    def _repeats(self, weight: Tensor, update: FusedUpdate, threads: int) -> bool:
+        """Whether the device gives the delta's bits twice; asked once per shape and ranks."""
+        shape = tuple(weight.shape)
+        question = (shape, update.ranks(), weight.device, threads)
         if question not in self._probed:
-            start, stop = next(row_chunks(tuple(weight.shape)))
-            columns = weight.numel() // weight.shape[0]
-            first = update.delta(start, stop, columns).view(torch.int32)
-            second = update.delta(start, stop, columns).view(torch.int32)
-            self._probed[question] = bool(torch.equal(first, second))
+            start, stop = next(row_chunks(shape))
+            columns = weight.numel() // shape[0]
+            with cpu_threads(threads):
+                first, second = (update.delta(start, stop, columns) for _ in range(2))
+            self._probed[question] = torch.equal(first.view(torch.int32), second.view(torch.int32))
         return self._probed[question]
 
 
@@ -242,16 +268,15 @@ class _Fuser:
 
     def __init__(
         self, shape: tuple[int, ...], device: torch.device, adapters: Mapping[object, Adapter]
-    ):
+    ) -> None:
         self._shape, self._device, self._adapters = shape, device, adapters
         self._built: dict[int, tuple[Terms, FusedUpdate]] = {}
 
     def __call__(self, terms: Terms) -> FusedUpdate:
         """The update of ``terms``, factors on the storage's device."""
-        built = self._built.get(id(terms))
+        built = self._built.get(id(terms))  # the entry keeps its terms, so the id stays theirs
         if built is None:
-            built = (terms, fuse(terms, self._shape, self._adapter))
-            self._built[id(terms)] = built
+            built = self._built[id(terms)] = (terms, fuse(terms, self._shape, self._adapter))
         return built[1]
 
     def _adapter(self, term: Term) -> Adapter:
@@ -259,72 +284,12 @@ class _Fuser:
 
 
 def _same(left: Terms, right: Terms) -> bool:
-    return len(left) == len(right) and all(
-        a.same_as(b) for a, b in zip(left, right, strict=True)
+    return len(left) == len(right) and all(a.same_as(b) for a, b in zip(left, right, strict=True))
+
+
+def _unusable_model(facts: Mapping[str, object]) -> UnusableModelError:
+    return UnusableModelError(
+        "This model's base could not be restored; it must not be used.",
+        facts,
+        "load the model again from its file.",
     )
-
-
-def _known(record: Undo) -> Tensor:
-    assert record.checksum is not None  # noqa: S101  for the type checker
-    return record.checksum
-
-
-def check_mergeable(key: str, dtype: torch.dtype, names: Iterable[str]) -> None:
-    """Refuse weights whose stored numbers are not their values, or that no merge can round to.
-
-    Raises:
-        LoraError: the dtype is not fp32, fp16, bf16 or plain fp8, or the weight is scaled fp8.
-    """
-    if dtype not in MERGEABLE_DTYPES:
-        raise LoraError(
-            f"{key}: a LoRA cannot be merged into {dtype}.",
-            {"Mergeable": ", ".join(str(known) for known in MERGEABLE_DTYPES)},
-            "load the model in one of these, or apply the LoRA unmerged.",
-        )
-    if dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
-        stem = key.removesuffix("weight")
-        mark = next((m for m in _SCALED_FP8_MARKS if stem + m in names), None)
-        if mark is not None or "scaled_fp8" in names:
-            raise LoraError(
-                f"{key}: merging into scaled fp8 weights is not supported yet.",
-                {"Found": stem + mark if mark else "scaled_fp8"},
-                "use the fp16 or bf16 checkpoint of this model.",
-            )
-
-
-def refuse_shared_memory(weights: Mapping[str, Tensor]) -> None:
-    """Raise when two storages overlap in memory: each would be changed twice.
-
-    Raises:
-        LoraError: names the two weights.
-    """
-    spans = sorted(
-        (weight.data_ptr(), weight.data_ptr() + weight.numel() * weight.element_size(), key)
-        for key, weight in weights.items()
-    )
-    for (_, stop, first), (start, _, second) in zip(spans, spans[1:], strict=False):
-        if start < stop:
-            raise LoraError(
-                "Two weights of the model share memory.",
-                {"First": first, "Second": second},
-                "leave one of them out of the LoRA with a weighting rule.",
-            )
-
-
-def _fits(weight: Tensor) -> bool:
-    free = free_bytes(weight.device)
-    if free is None:
-        return True
-    available, total = free
-    return weight.numel() * weight.element_size() < available - _KEEP_FREE * total
-
-
-def free_bytes(device: torch.device) -> tuple[int, int] | None:
-    """Free and total memory of a device in bytes, or None where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)
-    names = ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES", "SC_PAGE_SIZE")
-    if device.type != "cpu" or not all(name in os.sysconf_names for name in names):
-        return None
-    available, total, page = (os.sysconf(name) for name in names)
-    return available * page, total * page

@@ -1,7 +1,9 @@
 """Merging into a checkpoint file: read rows, add, round, write; never the whole file in memory."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from ..files.safetensors_file import SafetensorsFile
 from ..files.tensor_file import TensorFile
 from ..files.write import SafetensorsWriter
 from ..stack import Plan, Term, Terms
+from .checks import check_mergeable
 from .fused import fuse, merged_rows, row_chunks
-from .ledger import check_mergeable
+from .products import cpu_threads, exact_products
 
 MERGED_KEY = "lora_workbench.merged"
 """Header entry of a merged checkpoint: a JSON list, one object per merge."""
@@ -22,7 +25,7 @@ MERGED_KEY = "lora_workbench.merged"
 _HASH_MARKS = ("sshs_", "modelspec.hash_")
 
 Progress = Callable[[int], object]
-"""Called with the number of bytes written since the last call."""
+"""Called with the number of bytes written since the last call, from the caller's thread."""
 
 
 def merge_checkpoint(
@@ -35,8 +38,9 @@ def merge_checkpoint(
 ) -> tuple[str, ...]:
     """Write a checkpoint with a plan merged into it; the input is only read.
 
-    The bits are those that ``MergeLedger`` writes in memory for the same plan. Tensors without a
-    term are copied byte for byte. Memory is bounded by a few rows and the factors of one storage.
+    The bits are those that ``MergeLedger`` writes in memory for the same plan with one thread.
+    Tensors without a term are copied byte for byte. Memory is bounded by a few rows and the
+    factors of one storage for each core.
 
     Args:
         checkpoint: A safetensors file.
@@ -58,20 +62,12 @@ def merge_checkpoint(
     for key in plan.terms:
         check_mergeable(key, source.tensors[key].dtype, source.tensors)
     refuse_inputs(Path(output), [source, *_lora_files(plan)])
-    report = progress or _ignore
     order = sorted(source.tensors, key=lambda key: source.tensors[key].start)
     layout = {key: (source.tensors[key].dtype, source.tensors[key].shape) for key in order}
-    with (
-        SafetensorsWriter(output, layout, metadata, overwrite) as writer,
-        torch.inference_mode(),
-    ):
-        for key in order:
-            if key in plan.terms:
-                _merge_tensor(source, writer, key, plan.terms[key], report)
-            else:
-                info = source.tensors[key]
-                writer.copy_range(source, info.start, key, info.nbytes)
-                report(info.nbytes)
+    with SafetensorsWriter(output, layout, metadata, overwrite) as writer:
+        for nbytes in _written(source, writer, plan, order):
+            if progress is not None:
+                progress(nbytes)
     return tuple(key for key in order if key in plan.terms)
 
 
@@ -127,26 +123,46 @@ def refuse_inputs(output: Path, inputs: Iterable[TensorFile]) -> None:
             )
 
 
-def _merge_tensor(
-    source: SafetensorsFile,
-    writer: SafetensorsWriter,
-    key: str,
-    terms: Terms,
-    report: Progress,
-) -> None:
+def _written(
+    source: SafetensorsFile, writer: SafetensorsWriter, plan: Plan, order: Sequence[str]
+) -> Iterator[int]:
+    """Write every tensor; yield the size of each in turn.
+
+    One thread per core, each with tensors of its own and torch on that thread alone: reading and
+    writing overlap with arithmetic, and no thread waits for another. With torch's own threads a
+    merge took 1.5 s on idle cores and 25 s beside another busy process: 3,000 operations that
+    each waited until both cores were free.
+    """
+    workers = torch.get_num_threads() if hasattr(os, "pwrite") else 1
+    with exact_products(), cpu_threads(1):
+        pool = ThreadPoolExecutor(workers)
+        try:
+            tasks = [
+                pool.submit(_write_tensor, source, writer, key, plan.terms.get(key, ()))
+                for key in order
+            ]
+            for task in tasks:
+                yield task.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _write_tensor(
+    source: SafetensorsFile, writer: SafetensorsWriter, key: str, terms: Terms
+) -> int:
     info = source.tensors[key]
-    update = fuse(terms, info.shape, _adapter)
-    row_bytes = info.nbytes // info.shape[0]
-    for start, stop in row_chunks(info.shape):
-        rows = source.read_rows(key, start, stop)
-        merged = merged_rows(rows.reshape(stop - start, -1), update, start, info.dtype)
-        writer.write(key, merged, start * row_bytes)
-        report((stop - start) * row_bytes)
+    if not terms:
+        writer.copy_range(source, info.start, key, info.nbytes)
+        return info.nbytes
+    with torch.inference_mode():
+        update = fuse(terms, info.shape, _adapter)
+        row_bytes = info.nbytes // info.shape[0]
+        for start, stop in row_chunks(info.shape):
+            rows = source.read_rows(key, start, stop).reshape(stop - start, -1)
+            merged = merged_rows(rows, update, start, info.dtype)
+            writer.write(key, merged, start * row_bytes)
+    return info.nbytes
 
 
 def _adapter(term: Term) -> Adapter:
     return term.lora.adapter(term.module, term.part)
-
-
-def _ignore(nbytes: int) -> None:
-    """The progress of a caller that does not ask for it."""

@@ -11,6 +11,7 @@ from collections import Counter
 
 import pytest
 import safetensors
+
 from lora_workbench.lora_core.errors import LoraError
 from lora_workbench.lora_core.files.header import DTYPES
 from lora_workbench.lora_core.files.safetensors_file import open_safetensors

@@ -9,6 +9,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+
 from lora_workbench.lora_core.errors import DamagedFileError, LoraError, UnsupportedFormatError
 from lora_workbench.lora_core.files.pickle_file import PICKLE_SUFFIXES, PickleFile, open_pickle
 from lora_workbench.lora_core.files.tensor_file import open_tensor_file

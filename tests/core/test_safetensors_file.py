@@ -8,6 +8,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+
 from lora_workbench.lora_core.errors import (
     DamagedFileError,
     LoraError,

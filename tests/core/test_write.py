@@ -7,6 +7,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+
 from lora_workbench.lora_core.errors import LoraError
 from lora_workbench.lora_core.files import write
 from lora_workbench.lora_core.files.header import DTYPES
