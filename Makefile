@@ -4,6 +4,8 @@
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 COMFYUI_PATH ?=
+# Published LoRA files for the demo, where a folder of them lies beside the repository.
+REAL_FILES ?= $(wildcard ../shared/data/real_files)
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -12,7 +14,7 @@ REQUIREMENTS := pyproject.toml constraints.txt tests/comfy/requirements.txt
 .PHONY: demo test test-comfy check fuzz bench
 
 demo: $(INSTALLED)
-	$(BIN)/lora-workbench demo
+	$(BIN)/lora-workbench demo $(REAL_FILES:%=--real-files %)
 
 # pytest as a command, not `python -m pytest`: that would put this folder on sys.path, and our nodes/ before ComfyUI's nodes.py.
 # ComfyUI runs in its own process: diffusers cannot be imported beside the torchvision stub.

@@ -163,7 +163,7 @@ def check_finite(lora: Lora) -> None:
         LoraError: one holds NaN or infinity, or the file changed on disk.
     """
     keys = list(lora.file.tensors)
-    for start in range(0, 64, 64):
+    for start in range(0, len(keys), 64):
         for key, tensor in lora.file.read_many(keys[start : start + 64]).items():
             if not all_finite(tensor):
                 raise LoraError(
