@@ -8,9 +8,8 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..stack import Plan, Term, Terms
 from .checks import check_mergeable, find_weight
-from .fused import fuse, merged_rows, row_chunks
+from .fused import fuse, row_chunks, write_merged
 from .products import exact_products
-from .undo import as_matrix, write_rows
 
 
 def patched_tensors(plan: Plan, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -45,6 +44,5 @@ def _patched(weight: Tensor, terms: Terms) -> Tensor:
         update = fuse(terms, shape, adapter_of)
         patched = torch.empty_like(weight)
         for start, stop in row_chunks(shape):
-            rows = as_matrix(weight[start:stop])
-            write_rows(patched, start, merged_rows(rows, update, start, weight.dtype))
+            write_merged(patched, weight[start:stop], update, start)
     return patched

@@ -32,10 +32,13 @@ def row_chunks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Round float32 ``values`` to ``dtype``, to nearest even; fp8 is clamped to its range."""
+    return in_range(values, dtype).to(dtype)
+
+
+def in_range(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """``values`` clamped to the range of an fp8 ``dtype``; unchanged for the others."""
     largest = _LARGEST.get(dtype)
-    if largest is not None:
-        values = values.clamp(-largest, largest)
-    return values.to(dtype)
+    return values if largest is None else values.clamp(-largest, largest)
 
 
 @dataclass(frozen=True)
@@ -162,5 +165,28 @@ def merged_rows(base: Tensor, update: FusedUpdate, start: int, dtype: torch.dtyp
         start: First row of ``base`` in the storage.
         dtype: Dtype of the result.
     """
+    return rounded(_sum(base, update, start), dtype)
+
+
+def write_merged(weight: Tensor, base: Tensor, update: FusedUpdate, start: int) -> None:
+    """Write ``merged_rows`` of ``base`` into a storage, without another copy of them.
+
+    Args:
+        weight: The storage; rows from ``start`` on are overwritten.
+        base: Base rows, shaped as in the storage; not changed.
+        update: The storage's update.
+        start: First row.
+    """
+    values = in_range(_sum(as_matrix(base), update, start), weight.dtype)
+    rows = weight[start : start + base.shape[0]]
+    rows.copy_(values.reshape(rows.shape))  # rounds
+
+
+def as_matrix(rows: Tensor) -> Tensor:
+    """``(rows, *)`` as ``(rows, columns)``, a view where the layout allows it."""
+    return rows.reshape(rows.shape[0], -1)
+
+
+def _sum(base: Tensor, update: FusedUpdate, start: int) -> Tensor:
     values = base.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    return rounded(update.add_to(values, start), dtype)
+    return update.add_to(values, start)

@@ -8,9 +8,9 @@ from torch import Tensor
 from ..stack import Terms
 from .checksum import Checksum
 from .exceptions import Exceptions, bits_of, find_exceptions, put_exceptions
-from .fused import FusedUpdate, rounded, row_chunks
+from .fused import FusedUpdate, as_matrix, rounded, row_chunks
 from .products import cpu_threads
-from .undo import Fuse, as_matrix, write_rows
+from .undo import Fuse
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ResidualUndo:
         """Put the chunk that was being written back to its base."""
         if self.in_flight is not None:
             start, base = self.in_flight
-            write_rows(self.weight, start, base)
+            self._put(start, base)
             self.chunks.pop(start, None)
             self.in_flight = None
 
@@ -66,13 +66,17 @@ class ResidualUndo:
             total.update(base)
             values, chunk = _merged(base, terms, fuse(terms), start) if terms else (base, None)
             self.in_flight = (start, base)
-            write_rows(self.weight, start, values)
+            self._put(start, values)
             if chunk is None:
                 self.chunks.pop(start, None)
             else:
                 self.chunks[start] = chunk
             self.in_flight = None
         return total.value()
+
+    def _put(self, start: int, values: Tensor) -> None:
+        rows = self.weight[start : start + values.shape[0]]
+        rows.copy_(values.reshape(rows.shape))
 
     def _base_rows(self, start: int, stop: int, fuse: Fuse) -> Tensor:
         """The base of one chunk, ``(rows, columns)``, a contiguous copy."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import LoraError
 from ..stack import Terms
 from .checksum import Checksum
-from .fused import FusedUpdate, merged_rows, row_chunks
+from .fused import FusedUpdate, row_chunks, write_merged
 
 Fuse = Callable[[Terms], FusedUpdate]
 """Builds the fused update of a storage's terms."""
@@ -54,17 +54,6 @@ class Undo(Protocol):
         """Memory the record holds, on the weight's device."""
 
 
-def as_matrix(rows: Tensor) -> Tensor:
-    """``(rows, *)`` as ``(rows, columns)``, a view where the layout allows it."""
-    return rows.reshape(rows.shape[0], -1)
-
-
-def write_rows(weight: Tensor, start: int, values: Tensor) -> None:
-    """Overwrite rows from ``start`` on; ``values`` is ``(rows, columns)`` of the same dtype."""
-    rows = weight[start : start + values.shape[0]]
-    rows.copy_(values.reshape(rows.shape))
-
-
 @dataclass
 class FullUndo:
     """A copy of the storage, on its own device.
@@ -99,8 +88,7 @@ class FullUndo:
                 self.saved = stop
             if total is not None:
                 total.update(copy)
-            values = merged_rows(as_matrix(copy), update, start, copy.dtype)
-            write_rows(self.weight, start, values)
+            write_merged(self.weight, copy, update, start)
         if total is not None:
             self.checksum = total.value()
         return None
@@ -165,8 +153,7 @@ class FileUndo:
             if update is None:
                 self.weight[start:stop].copy_(base)
             else:
-                values = merged_rows(as_matrix(base), update, start, base.dtype)
-                write_rows(self.weight, start, values)
+                write_merged(self.weight, base, update, start)
         return None if untouched else total.value()
 
     def _stored_rows(self, start: int, stop: int) -> Tensor:

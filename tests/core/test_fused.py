@@ -6,9 +6,12 @@ from itertools import pairwise
 import pytest
 import torch
 
+from lora_workbench.lora_core.files.safetensors_file import open_safetensors
+from lora_workbench.lora_core.files.write import write_safetensors
 from lora_workbench.lora_core.lora import lora_from_tensors
 from lora_workbench.lora_core.models.target import ModuleTargets, Target
 from lora_workbench.lora_core.patching import fused
+from lora_workbench.lora_core.patching.base_file import base_files
 from lora_workbench.lora_core.patching.copies import patched_tensors
 from lora_workbench.lora_core.patching.fused import fuse, merged_rows, rounded, row_chunks
 from lora_workbench.lora_core.patching.ledger import MergeLedger
@@ -136,6 +139,19 @@ def test_fp8_is_clamped_to_its_range(dtype, largest):
     assert rounded(values, dtype).float().tolist() == expected
 
 
+@pytest.mark.parametrize("rung", ["full", "residual"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_a_merge_into_fp8_is_clamped_to_its_range(dtype, rung):
+    largest = FORMATS[dtype][2]
+    weights = {"m": torch.tensor([[largest, -largest]]).to(dtype)}
+    lora = lora_from_tensors("x", {"m.diff": torch.tensor([[largest, -largest]])})
+    plan = make_plan([StackItem(lora)], one_weight_table("m", (1, 2)))
+    assert dict(patched_tensors(plan, weights))["m"].tolist() == [[largest, -largest]]
+    ledger = MergeLedger(weights, rung)
+    ledger.apply(plan)
+    assert weights["m"].tolist() == [[largest, -largest]]
+
+
 @every_dtype
 def test_rounding_is_to_nearest_with_ties_to_even(dtype, generator):
     values = normal((4096,), generator, 3.0).double()
@@ -203,10 +219,6 @@ def test_merging_rows_leaves_the_base_alone(generator):
 @every_dtype
 @pytest.mark.parametrize("rung", ["full", "file"])
 def test_copies_have_the_bits_of_the_ledger(rung, dtype, generator, monkeypatch, tmp_path):
-    from lora_workbench.lora_core.files.safetensors_file import open_safetensors
-    from lora_workbench.lora_core.files.write import write_safetensors
-    from lora_workbench.lora_core.patching.base_file import base_files
-
     monkeypatch.setattr(fused, "CHUNK_ELEMENTS", 20)
     weights, _ = toy_weights(generator, dtype)
     write_safetensors(tmp_path / "base.safetensors", weights)

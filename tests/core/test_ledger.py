@@ -16,6 +16,7 @@ from lora_workbench.lora_core.patching.base_file import base_files
 from lora_workbench.lora_core.patching.copies import patched_tensors
 from lora_workbench.lora_core.patching.fused import FusedUpdate
 from lora_workbench.lora_core.patching.ledger import MergeLedger
+from lora_workbench.lora_core.patching.residual import ResidualUndo
 from lora_workbench.lora_core.stack import EMPTY_PLAN, StackItem, make_plan
 
 from .toy_model import (
@@ -25,7 +26,6 @@ from .toy_model import (
     all_bits,
     bits,
     normal,
-    one_weight_table,
     same_bits,
     thin_tensors,
     toy_loras,
@@ -34,6 +34,11 @@ from .toy_model import (
 )
 
 RUNGS = ("full", "file", "residual")
+WRITERS = {
+    "full": (undo, "write_merged"),
+    "file": (undo, "write_merged"),
+    "residual": (ResidualUndo, "_put"),
+}
 every_rung = pytest.mark.parametrize("rung", RUNGS)
 
 
@@ -223,7 +228,7 @@ def test_a_checkpoint_changed_after_the_merge_makes_the_model_unusable(
     ledger.apply(plan)
     stat = path.stat()
     if damage == "gone":
-        path.unlink()
+        path.rename(tmp_path / "aside")
     else:
         raw = bytearray(path.read_bytes())
         raw[-1] ^= damage != "touched"
@@ -232,6 +237,8 @@ def test_a_checkpoint_changed_after_the_merge_makes_the_model_unusable(
         os.utime(path, ns=(stat.st_atime_ns, later))
     with pytest.raises(UnusableModelError, match=r"Weight: [\s\S]*Cause: [\s\S]*Fix: load the"):
         ledger.apply(EMPTY_PLAN if way == "unmerge" else toy_plan((loras[0], 0.5)))
+    if damage == "gone":
+        (tmp_path / "aside").rename(path)
     for call in (ledger.unmerge, ledger.recover, lambda: ledger.apply(plan)):
         with pytest.raises(UnusableModelError):
             call()
@@ -311,21 +318,28 @@ def test_a_product_that_does_not_repeat_is_not_an_undo(when, weights, loras, mon
     assert same_bits(all_bits(weights), base)
 
 
-def test_the_number_of_threads_may_change_between_merge_and_unmerge(generator):
-    """The undo of a residual runs under the number it was made with, and puts the other back."""
-    weight = normal((64, 96), generator, 0.5)
-    base, found = bits(weight), torch.get_num_threads()
-    lora = lora_from_tensors("x", thin_tensors("m", (64, 96), 8, generator))
-    ledger = MergeLedger({"m": weight}, "residual")
+def test_an_undo_computes_under_the_number_of_threads_of_its_merge(weights, loras, monkeypatch):
+    """Another number may sum a product in another order; the host's comes back afterwards."""
+    base, found, seen = all_bits(weights), torch.get_num_threads(), []
+    delta = FusedUpdate.delta
+
+    def noting(self, *args):
+        seen.append(torch.get_num_threads())
+        return delta(self, *args)
+
+    monkeypatch.setattr(FusedUpdate, "delta", noting)
+    ledger = MergeLedger(weights, "residual")
     try:
         torch.set_num_threads(1)
-        ledger.apply(make_plan([StackItem(lora)], one_weight_table("m", (64, 96))))
+        ledger.apply(toy_plan((loras[0], 1.0)))
         torch.set_num_threads(2)
+        ledger.apply(toy_plan((loras[0], 1.0), (loras[1], 1.0)))
         ledger.unmerge()
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(found)
-    assert torch.equal(bits(weight), base)
+    assert set(seen) == {1}
+    assert same_bits(all_bits(weights), base)
 
 
 # What is refused, with the model as it was
@@ -412,7 +426,8 @@ def test_a_weight_that_shares_memory_with_a_merged_one_is_refused(weights, loras
 def test_strided_weights_that_share_memory_are_refused(loras, generator):
     wide = torch.zeros(7, 12, dtype=torch.float16)
     weights, _ = toy_weights(generator, torch.float16)
-    weights |= {"linear.weight": wide[:, ::2][:, :5], "projection": wide[:5, 5:11]}
+    below = wide.view(-1)[48:78].view(5, 6)  # after 35 elements, yet in the last rows
+    weights |= {"linear.weight": wide[:, :5], "projection": below}
     with pytest.raises(LoraError, match="share memory"):
         MergeLedger(weights).apply(toy_plan((loras[0], 1.0)))
     assert not wide.any()
@@ -442,7 +457,7 @@ def test_a_model_moved_while_merged_is_not_called_restored(loras):
 def test_a_model_moved_before_it_recovered_is_not_called_restored(weights, loras, monkeypatch):
     ledger = MergeLedger(weights)
     with monkeypatch.context() as patch:
-        stop_after(patch, undo, "write_rows", 5)
+        stop_after(patch, undo, "write_merged", 5)
         patch.setattr(MergeLedger, "_recover", lambda self: None)
         with pytest.raises(Stop):
             ledger.apply(toy_plan((loras[0], 1.0)))
@@ -564,18 +579,12 @@ def test_the_way_back_needs_no_lora_file(rung, weights, loras, tmp_path, monkeyp
     ledger.apply(make_plan([StackItem(load_lora(path))], TOY_TABLE))
     merged = all_bits(weights)
     path.unlink()
-    stop_after(monkeypatch, undo if rung != "residual" else _residual(), "write_rows", 5)
+    stop_after(monkeypatch, *WRITERS[rung], 5)
     with pytest.raises(Stop):
         ledger.apply(toy_plan((loras[1], 1.0), (loras[2], 1.0)))
     assert same_bits(all_bits(weights), merged)
     ledger.unmerge()
     assert same_bits(all_bits(weights), base)
-
-
-def _residual():
-    from lora_workbench.lora_core.patching import residual
-
-    return residual
 
 
 def test_a_base_loaded_anew_after_an_interrupted_unmerge_is_not_overwritten(
@@ -608,7 +617,7 @@ def test_applied_tells_where_an_unfinished_way_back_leads(weights, loras, monkey
     ledger.apply(toy_plan((loras[0], 1.0)))
     applied, merged = ledger.applied, all_bits(weights)
     with monkeypatch.context() as patch:
-        stop_after(patch, undo, "write_rows", 5)
+        stop_after(patch, undo, "write_merged", 5)
         patch.setattr(MergeLedger, "_recover", lambda self: None)
         with pytest.raises(Stop):
             ledger.apply(toy_plan((loras[0], 0.5)))

@@ -16,7 +16,7 @@ from lora_workbench.lora_core.patching.base_file import base_files
 from lora_workbench.lora_core.patching.ledger import MergeLedger
 from lora_workbench.lora_core.stack import EMPTY_PLAN
 
-from .toy_model import CHUNK_ELEMENTS, toy_loras, toy_plan, toy_weights
+from .toy_model import CHUNK_ELEMENTS, bits, normal, toy_lora, toy_loras, toy_plan, toy_weights
 
 CYCLES = int(os.environ.get("LORA_WORKBENCH_CYCLES", "1000"))
 DTYPES = {
@@ -147,6 +147,49 @@ def test_an_interrupt_leaves_the_state_before_or_after_and_the_base_comes_back(
     ledger.unmerge()
     assert torch.equal(flat, base)
     assert (ledger.applied, ledger.rungs(), ledger.nbytes()) == ({}, {}, 0)
+
+
+TRANSITIONS = {"merge": (0, 1), "change": (1, 2), "un-merge": (2, 0)}
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(("unit", "step"), [("line", 1), ("opcode", 7)], ids=["lines", "bytecodes"])
+@pytest.mark.parametrize(("start", "goal"), TRANSITIONS.values(), ids=TRANSITIONS)
+@pytest.mark.parametrize("rung", ["full", "file", "residual"])
+def test_every_place_in_a_small_call_can_be_interrupted(
+    rung, start, goal, unit, step, generator, tmp_path
+):
+    """One fused storage of two row chunks and three views."""
+    base = normal((9, 4), generator, 0.5, torch.float16)
+    weights = {"qkv.weight": base.clone()}
+    write_safetensors(tmp_path / "base.safetensors", weights)
+    files = base_files(open_safetensors(tmp_path / "base.safetensors"))
+    first, second = (
+        toy_lora(name, ranks, generator, extras=False)
+        for name, ranks in (("a", {"q": 1, "k": 2}), ("b", {"v": 2}))
+    )
+    plans = [EMPTY_PLAN, toy_plan((first, 1.0)), toy_plan((first, 0.5), (second, 1.0))]
+    ledger = MergeLedger(weights, rung, files)
+    states = []
+    for plan in plans:
+        ledger.apply(plan)
+        states.append(bits(weights["qkv.weight"]))
+    interrupter, place, finished = Interrupter(), 0, False
+    while not finished:
+        ledger.apply(plans[start])
+        interrupter.arm(place, unit)
+        try:
+            ledger.apply(plans[goal])
+            finished = True
+        except KeyboardInterrupt:
+            place += step
+        interrupter.disarm()
+        reached = goal if _same_terms(ledger.applied, plans[goal].terms) else start
+        assert torch.equal(bits(weights["qkv.weight"]), states[reached])
+        ledger.unmerge()
+        assert torch.equal(bits(weights["qkv.weight"]), states[0])
+    assert place > 100
 
 
 def _same_terms(left, right):

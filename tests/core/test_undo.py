@@ -6,6 +6,7 @@ import torch
 from lora_workbench.lora_core.errors import LoraError
 from lora_workbench.lora_core.files.safetensors_file import open_safetensors
 from lora_workbench.lora_core.files.write import write_safetensors
+from lora_workbench.lora_core.lora import lora_from_tensors
 from lora_workbench.lora_core.patching import fused, room
 from lora_workbench.lora_core.patching.base_file import CheckpointRows, base_files
 from lora_workbench.lora_core.patching.checksum import checksum
@@ -23,8 +24,6 @@ every_dtype = pytest.mark.parametrize("dtype", MERGEABLE, ids=str)
 
 
 def lora_of(shape, generator, rank=3, std=0.2, name="m"):
-    from lora_workbench.lora_core.lora import lora_from_tensors
-
     return lora_from_tensors("x", thin_tensors(name, shape, rank, generator, std))
 
 
@@ -36,7 +35,7 @@ def fuser(shape):
     return lambda terms: fuse(terms, shape, lambda term: term.lora.adapter(term.module, term.part))
 
 
-@pytest.mark.parametrize("share", [0, 0.001, 0.06, 0.07, 0.5, 1], ids=str)
+@pytest.mark.parametrize("share", [0, 0.001, 0.08, 0.09, 0.5, 1], ids=str)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32], ids=str)
 @pytest.mark.parametrize("length", [1, 9, 65_536, 200_003], ids=str)
 def test_exceptions_bring_the_base_back(length, dtype, share, generator):
@@ -148,9 +147,9 @@ def test_a_storage_can_be_rows_of_a_fused_tensor_in_the_checkpoint(generator, tm
     assert "bits" in FileUndo(stored[3:6].clone(), CheckpointRows(file, "qkv", 2)).problem()
 
 
-@pytest.mark.parametrize("shape", [(5, 4), (7, 4), (6, 5), (6, 4, 1, 1), (24,)], ids=str)
+@pytest.mark.parametrize("shape", [(7, 4), (6, 5), (6, 4, 1, 1), (24,)], ids=str)
 def test_a_checkpoint_of_another_shape_proves_nothing(shape, generator, tmp_path):
-    weight = normal(shape, generator)
+    weight = torch.zeros(shape)
     write_safetensors(tmp_path / "base.safetensors", {"m": torch.zeros(6, 4)})
     rows = CheckpointRows(open_safetensors(tmp_path / "base.safetensors"), "m")
     assert FileUndo(weight, rows).problem() is not None
