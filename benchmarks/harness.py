@@ -1,7 +1,9 @@
 """Timing in one process: sides interleaved, min against min, spread printed."""
 
+import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,6 +42,13 @@ def interleaved(steps: Mapping[str, Callable[[], object]], repetitions: int) -> 
         for name, step in steps.items():
             timings.run(name, step)
     return timings
+
+
+def keep_memory() -> None:
+    """Start the program again with a glibc that gives no memory back to the system."""
+    settings = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+    if platform.libc_ver()[0] == "glibc" and os.environ.get("MALLOC_MMAP_MAX_") != "0":
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | settings)
 
 
 def machine() -> str:

@@ -1,8 +1,8 @@
 """How large is the `residual` undo record of published LoRA files, as a share of a full copy?
 
 Base weights N(0, 0.03**2) of SD1.5's shapes, seed 0. rho = ||delta|| / ||W|| per weight; the median
-is printed. Files with nameless keys are read through names found by comparing one of them with its
-re-keyed twin. Usage: residual.py FOLDER (the published files; kohya, PEFT or diffusers files of SD1.5).
+is printed. Files with nameless keys are read through names found by comparing one of them with
+its re-keyed twin. Usage: residual.py FOLDER, with published files of SD1.5 in it.
 """
 
 import argparse
@@ -10,7 +10,6 @@ import statistics
 from pathlib import Path
 
 import torch
-from harness import machine
 
 from lora_workbench.lora_core.errors import LoraError
 from lora_workbench.lora_core.lora import Lora, load_lora, lora_from_tensors
@@ -18,6 +17,8 @@ from lora_workbench.lora_core.models.table import table_for_base
 from lora_workbench.lora_core.patching.copies import patched_tensors
 from lora_workbench.lora_core.patching.ledger import MergeLedger
 from lora_workbench.lora_core.stack import StackItem, make_plan
+
+from harness import machine
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn)
 TWINS = ("analog_svd_rank4.safetensors", "analog_svd_rank4.kohya.safetensors")

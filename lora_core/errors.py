@@ -10,7 +10,9 @@ class LoraError(ValueError):
     The text is ``headline``, one indented ``name: value`` line per fact, then ``Fix: ...``.
     """
 
-    def __init__(self, headline: str, facts: Mapping[str, object] | None = None, fix: str = ""):
+    def __init__(
+        self, headline: str, facts: Mapping[str, object] | None = None, fix: str = ""
+    ) -> None:
         self.headline, self.facts, self.fix = headline, dict(facts or {}), fix
         lines = [headline, *(f"  {name}: {value}" for name, value in self.facts.items())]
         super().__init__("\n".join([*lines, f"Fix: {fix}"] if fix else lines))
@@ -39,7 +41,7 @@ class UnusableModelError(LoraError):
 class UnknownChoiceError(LoraError):
     """A name is not in the collection it was looked up in."""
 
-    def __init__(self, what: str, got: str, known: Iterable[str]):
+    def __init__(self, what: str, got: str, known: Iterable[str]) -> None:
         choices = sorted(known)
         near = get_close_matches(got, choices, n=1)
         hint = f"use {near[0]!r}." if near else "use one of the known names."

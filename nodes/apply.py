@@ -5,7 +5,7 @@ from typing import Any
 from ..lora_core.errors import LoraError
 from .base import ROWS_INPUT, STACK_INPUT, Node
 from .report import applied_report
-from .resolve import entries_of, fingerprint_of, words_of
+from .resolve import entries_of, fingerprint_of, rows_problem, words_of
 from .rows import parse_rows
 
 _MODES = ["auto", "merge", "runtime"]
@@ -55,6 +55,11 @@ class LoraWorkbenchApply(Node):
                 "unmatched": (["report", "error"], unmatched),
             },
         }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, rows: object = None) -> bool | str:  # noqa: N802  ComfyUI's name
+        """Refuse unreadable rows when the graph is queued; linked rows are read when they come."""
+        return rows_problem(rows) or True
 
     @classmethod
     def IS_CHANGED(cls, rows: str = "[]", **_: object) -> str:  # noqa: N802  ComfyUI's name

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ..hosts import Host, LoraChoice
+from ..lora_core.errors import LoraError
 from ..lora_core.metadata import trigger_words
 from ..lora_core.stack import StackItem
 from ..lora_core.weighting import Weighting
@@ -43,6 +44,16 @@ def fingerprint_of(host: Host, rows: str) -> str:
         for row in parsed.rows
         if row.is_active
     )
+
+
+def rows_problem(rows: object) -> str | None:
+    """Why a rows value cannot be read, or None; looks at no file."""
+    if isinstance(rows, str):
+        try:
+            parse_rows(rows)
+        except LoraError as error:
+            return str(error)
+    return None
 
 
 def words_of(entries: Sequence[StackEntry]) -> str:

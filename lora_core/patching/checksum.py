@@ -8,7 +8,7 @@ from torch import Tensor
 
 # Primes, so that no row length divides them: the top bit of a word has the same weight wherever it
 # is, and in a column of flipped signs it would cancel between two rows that share a lane.
-_LANES = 65_521
+_LANES = 131_071
 _FOLDED = 16_381
 # 5 mod 8: the powers have the longest period mod 2**32.
 _BLOCK_FACTOR = 0x1B873595

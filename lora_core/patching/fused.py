@@ -10,8 +10,8 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..stack import Term
 
-CHUNK_ELEMENTS = 1 << 19
-"""Elements per row chunk: the float32 temporary (2 MB) stays in a core's cache."""
+CHUNK_ELEMENTS = 1 << 20
+"""Elements per row chunk: the float32 temporary (4 MB) stays in the cache of two or more cores."""
 
 _LARGEST = {
     torch.float8_e4m3fn: 448.0,
@@ -142,10 +142,16 @@ def _view(
         downs.append(down)
     return _View(
         *rows,
-        up=torch.cat(ups, dim=1) if ups else None,
-        down=torch.cat(downs, dim=0) if downs else None,
+        up=_joined(ups, dim=1),
+        down=_joined(downs, dim=0),
         dense=tuple(dense),
     )
+
+
+def _joined(factors: list[Tensor], dim: int) -> Tensor | None:
+    if len(factors) < 2:
+        return factors[0] if factors else None
+    return torch.cat(factors, dim=dim)
 
 
 def _dense(term: Term, adapter: Adapter) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from .checkpoints import SLIM, attention_targets, lora_targets, write_lora
-from .conftest import NodeFailedError, node, text_to_image
+from .conftest import NodeFailedError, PromptRejectedError, node, text_to_image
 
 
 def apply_graph(checkpoint, rows, steps=1, **inputs):
@@ -148,6 +148,11 @@ def test_a_lora_for_another_base_is_an_error_before_sampling(comfy, executor, sl
     save_file(factors, comfy.loras_dir / "other_base.safetensors")
     with pytest.raises(NodeFailedError, match="another base"):
         executor.run(apply_graph(slim_checkpoint, [{"name": "other_base.safetensors"}]))
+
+
+def test_unreadable_rows_are_refused_when_the_graph_is_queued(executor, slim_checkpoint):
+    with pytest.raises(PromptRejectedError, match="out of range"):
+        executor.run(apply_graph(slim_checkpoint, "<lora:first:1000>"))
 
 
 def test_runtime_mode_says_when_it_comes(executor, slim_checkpoint, loras):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from lora_workbench.lora_core.errors import UnknownChoiceError, UnsupportedFormatError
 from lora_workbench.lora_core.models import BASES, table_for_base
 from lora_workbench.lora_core.models.architectures import (

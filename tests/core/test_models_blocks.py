@@ -1,6 +1,7 @@
 """Block names of targets, as block weightings use them."""
 
 import pytest
+
 from lora_workbench.lora_core.models import Target, block_of, table_for_base
 
 

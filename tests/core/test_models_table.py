@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from lora_workbench.lora_core.errors import LoraError, UnsupportedFormatError
 from lora_workbench.lora_core.models import (
     BASES,

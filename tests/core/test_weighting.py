@@ -3,6 +3,7 @@ import math
 
 import pytest
 from hypothesis import given, settings, strategies as st
+
 from lora_workbench.lora_core.errors import LoraError, UnknownChoiceError
 from lora_workbench.lora_core.models.target import Target
 from lora_workbench.lora_core.weighting import Weighting
