@@ -11,15 +11,14 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 from ..lora_core.errors import LoraError
+from ..version import VERSION
 from . import demo, inspect_command, merge_command
 from .messages import write_error
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
-_DISTRIBUTION = "comfyui-lora-workbench"
 _COMMANDS = {
     "inspect": inspect_command,
     "merge": merge_command,
@@ -87,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Inspect, stack, weight, merge and un-merge LoRAs.",
         epilog="Exit codes: 0 done, 1 failed while running, 2 the input is wrong.",
     )
-    parser.add_argument("--version", action="version", version=f"lora-workbench {_version()}")
+    parser.add_argument("--version", action="version", version=f"lora-workbench {VERSION}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, module in _COMMANDS.items():
         command = commands.add_parser(
@@ -100,13 +99,6 @@ def _parser() -> argparse.ArgumentParser:
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return parser
-
-
-def _version() -> str:
-    try:
-        return version(_DISTRIBUTION)
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def _show_error(error: LoraError, as_json: bool) -> None:

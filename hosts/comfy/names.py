@@ -1,7 +1,7 @@
 """Names of a loaded ComfyUI model: ComfyUI's own key map first, ours for what it lacks."""
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import comfy.lora
@@ -108,6 +108,3 @@ def _narrowed(shape: tuple[int, ...], offset: tuple[int, int, int] | None) -> tu
         return shape
     dim, _, length = offset
     return (*shape[:dim], length, *shape[dim + 1 :])
-
-
-PatchFunction = Callable[[Any], Any]

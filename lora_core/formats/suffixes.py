@@ -70,7 +70,7 @@ SUFFIXES: Mapping[str, Role] = MappingProxyType(
     | {suffix: Role("shared", role, "") for suffix, role in _SHARED.items()}
     | {suffix: Role(kind, suffix, kind) for kind, names in _OTHERS.items() for suffix in names}
 )
-"""Dotted suffix -> role. Source: the writers' own code, see docs/formats.md."""
+"""Dotted suffix -> role, as kohya, LyCORIS, diffusers, PEFT and ComfyUI write them."""
 
 _PEFT_ADAPTER = re.compile(
     r"\.(lora_A|lora_B|lora_magnitude_vector|lora_embedding_A|lora_embedding_B)"
