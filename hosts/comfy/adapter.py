@@ -25,8 +25,9 @@ class FusedLoraAdapter(WeightAdapterBase):
     """The whole stack's change of one weight, added in float32 in one pass.
 
     ComfyUI: dynamic patchers rebuild adapters as ``type(a)(a.loaded_keys, moved(a.weights))``
-    (read in 0.30), so all state is nested tuples in ``weights``: per LoRA
-    ``(kind, coefficient, alpha, transposed, tensors)``. Coefficients are dimensionless.
+    (read in 0.30), so all state is nested tuples in ``weights``: whether the key carries a function
+    of the delta, then per LoRA ``(kind, coefficient, alpha or scale, transposed, tensors)``.
+    Coefficients are dimensionless.
     """
 
     name = "lora_workbench"
@@ -36,14 +37,18 @@ class FusedLoraAdapter(WeightAdapterBase):
         self.weights = weights
 
     @classmethod
-    def of(cls, terms: Iterable[Term]) -> "FusedLoraAdapter":
+    def of(cls, terms: Iterable[Term], has_function: bool) -> "FusedLoraAdapter":
         """Read the factors of a weight's terms.
+
+        Args:
+            terms: In canonical order.
+            has_function: Whether the patch key carries a function of the delta.
 
         Raises:
             LoraError: a factor cannot be read, or holds NaN or infinity.
         """
         keys: set[str] = set()
-        weights = []
+        weights: list[Any] = [has_function]
         for term in terms:
             adapter = term.lora.adapter(term.module, term.part)
             kind = "lora" if isinstance(adapter, LoraAdapter) else "diff"
@@ -72,11 +77,10 @@ class FusedLoraAdapter(WeightAdapterBase):
         """Add ``strength`` times the stack's delta to ``weight``, in place.
 
         ComfyUI: with an offset ``weight`` is a narrowed view and the return value is discarded.
-        ``function`` is an identity unless a name of the key map carries one; it takes the delta.
+        ``function`` is one of ComfyUI's own where the key carries none.
         """
         update = self._update(weight, strength)
-        probe = object()
-        if function is not None and function(probe) is not probe:
+        if self.weights[0]:
             columns = weight.numel() // weight.shape[0]
             delta = update.delta(0, weight.shape[0], columns).reshape(weight.shape)
             weight += function(delta).to(weight.dtype)
@@ -94,7 +98,7 @@ class FusedLoraAdapter(WeightAdapterBase):
     def _update(self, weight: Tensor, strength: float) -> FusedUpdate:
         shape = tuple(weight.shape)
         shares = []
-        for kind, coefficient, number, transposed, tensors in self.weights:
+        for kind, coefficient, number, transposed, tensors in self.weights[1:]:
             moved = tuple(tensor.to(weight.device) for tensor in tensors)
             adapter = _lora(moved, number) if kind == "lora" else DiffAdapter(moved[0], number)
             target = Target("", shape[::-1] if transposed else shape, "", "", None, transposed)

@@ -43,7 +43,10 @@ def _patches(plan: Plan, names: ComfyNames) -> dict[PatchKey, FusedLoraAdapter]:
         for term in terms:
             key = names.patch_key(term.target)
             grouped[key] = (*grouped.get(key, ()), term)
-    return {key: FusedLoraAdapter.of(terms) for key, terms in grouped.items()}
+    return {
+        key: FusedLoraAdapter.of(terms, has_function=len(key) > 2 and not isinstance(key, str))
+        for key, terms in grouped.items()
+    }
 
 
 def _patched_model(

@@ -21,9 +21,9 @@ def factors(out, columns, rank, seed):
     return down, up
 
 
-def weights(*entries):
+def weights(*entries, has_function=False):
     """The adapter's state: per LoRA (kind, coefficient, alpha or scale, transposed, tensors)."""
-    return tuple(entries)
+    return (has_function, *entries)
 
 
 def calculate(adapter, weight, offset=None, function=None, strength=STRENGTH):
@@ -88,7 +88,8 @@ def test_a_function_of_the_key_map_takes_the_delta(adapter_class):
     def swapped(delta):
         return torch.cat([delta[3:], delta[:3]])
 
-    adapter = adapter_class(set(), weights(("lora", 1.0, None, False, (down, up))))
+    entry = ("lora", 1.0, None, False, (down, up))
+    adapter = adapter_class(set(), weights(entry, has_function=True))
     delta = STRENGTH * (up.double() @ down.double())
     got = calculate(adapter, weight, function=swapped)
     torch.testing.assert_close(got, expected(weight, swapped(delta)).float(), rtol=1e-6, atol=1e-6)
