@@ -3,15 +3,15 @@
 from typing import Any
 
 from ..lora_core.errors import LoraError
-from .base import ROWS_INPUT, STACK_INPUT, Node
+from .base import ROWS_INPUT, STACK_INPUT, RowsNode
 from .report import applied_report
-from .resolve import entries_of, fingerprint_of, rows_problem, words_of
+from .resolve import entries_of, words_of
 from .rows import parse_rows
 
 _MODES = ["auto", "merge", "runtime"]
 
 
-class LoraWorkbenchApply(Node):
+class LoraWorkbenchApply(RowsNode):
     """Applies an incoming stack, then its own rows."""
 
     DISPLAY_NAME = "Apply LoRAs"
@@ -55,16 +55,6 @@ class LoraWorkbenchApply(Node):
                 "unmatched": (["report", "error"], unmatched),
             },
         }
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, rows: object = None) -> bool | str:  # noqa: N802  ComfyUI's name
-        """Refuse unreadable rows when the graph is queued; linked rows are read when they come."""
-        return rows_problem(rows) or True
-
-    @classmethod
-    def IS_CHANGED(cls, rows: str = "[]", **_: object) -> str:  # noqa: N802  ComfyUI's name
-        """Changes when a LoRA file changes on disk."""
-        return fingerprint_of(cls.host, rows) if isinstance(rows, str) else ""
 
     def execute(
         self,

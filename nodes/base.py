@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from ..hosts import Host
 from ..lora_core.stack import STRENGTH_LIMIT
+from .resolve import fingerprint_of, rows_problem
 
 CATEGORY = "LoRA Workbench"
 
@@ -20,6 +21,20 @@ class Node:
     def bound_to(cls, host: object) -> "type[Node]":
         """The same node class, asking ``host``."""
         return type(cls.__name__, (cls,), {"host": host, "__module__": cls.__module__})
+
+
+class RowsNode(Node):
+    """A node with a ``rows`` input."""
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, rows: object = None) -> bool | str:  # noqa: N802  ComfyUI's name
+        """Refuse unreadable rows when the graph is queued; linked rows are read when they come."""
+        return rows_problem(rows) or True
+
+    @classmethod
+    def IS_CHANGED(cls, rows: object = None, **_: object) -> str:  # noqa: N802  ComfyUI's name
+        """Changes when a LoRA file changes on disk."""
+        return fingerprint_of(cls.host, rows) if isinstance(rows, str) else ""
 
 
 def strength_input(tooltip: str) -> tuple[str, dict[str, Any]]:

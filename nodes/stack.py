@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from .base import ROWS_INPUT, STACK_INPUT, Node
+from .base import ROWS_INPUT, STACK_INPUT, RowsNode
 from .lora_stack import StackEntry
-from .resolve import entries_of, fingerprint_of, rows_problem, words_of
+from .resolve import entries_of, words_of
 from .rows import parse_rows
 
 
-class LoraWorkbenchStack(Node):
+class LoraWorkbenchStack(RowsNode):
     """Appends its rows to a stack."""
 
     DISPLAY_NAME = "LoRA Stack"
@@ -26,16 +26,6 @@ class LoraWorkbenchStack(Node):
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  ComfyUI's name
         """Inputs in frozen order."""
         return {"required": {"rows": ROWS_INPUT}, "optional": {"lora_stack": STACK_INPUT}}
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, rows: object = None) -> bool | str:  # noqa: N802  ComfyUI's name
-        """Refuse unreadable rows when the graph is queued; linked rows are read when they come."""
-        return rows_problem(rows) or True
-
-    @classmethod
-    def IS_CHANGED(cls, rows: str = "[]", **_: object) -> str:  # noqa: N802  ComfyUI's name
-        """Changes when a LoRA file changes on disk."""
-        return fingerprint_of(cls.host, rows) if isinstance(rows, str) else ""
 
     def execute(self, rows: str, lora_stack: object = None) -> tuple[list[StackEntry], str, str]:
         """Load the rows."""
