@@ -31,9 +31,13 @@ def patched(
     unet = {key: patches[key] for key, name in ours.items() if name.startswith("diffusion_model.")}
     encoders = {key: adapter for key, adapter in patches.items() if key not in unet}
     digest = _digest(stack)
-    new_model = _patched_model(model, unet, digest) if unet else model
-    new_clip = _patched_clip(clip, encoders, digest) if encoders else clip
-    return new_model, new_clip
+    if unet:
+        model = model.clone()
+        _add(model, unet, digest)
+    if encoders:
+        clip = clip.clone()
+        _add(clip.patcher, encoders, digest)
+    return model, clip
 
 
 def _patches(plan: Plan, names: ComfyNames) -> dict[PatchKey, FusedLoraAdapter]:
@@ -49,32 +53,9 @@ def _patches(plan: Plan, names: ComfyNames) -> dict[PatchKey, FusedLoraAdapter]:
     }
 
 
-def _patched_model(
-    model: Any,
-    patches: Mapping[PatchKey, FusedLoraAdapter],
-    digest: str,
-) -> Any:
-    clone = model.clone()
-    _add(clone, patches, model.patches_uuid, digest)
-    return clone
-
-
-def _patched_clip(
-    clip: Any,
-    patches: Mapping[PatchKey, FusedLoraAdapter],
-    digest: str,
-) -> Any:
-    clone = clip.clone()
-    _add(clone.patcher, patches, clip.patcher.patches_uuid, digest)
-    return clone
-
-
-def _add(
-    patcher: Any,
-    patches: Mapping[PatchKey, FusedLoraAdapter],
-    parent: uuid.UUID,
-    digest: str,
-) -> None:
+def _add(patcher: Any, patches: Mapping[PatchKey, FusedLoraAdapter], digest: str) -> None:
+    """Queue the patches on a fresh clone, which still has its parent's uuid."""
+    parent = patcher.patches_uuid
     taken = patcher.add_patches(dict(patches), 1.0)
     if len(taken) != len(patches):
         missing = next(key for key in patches if key not in taken)
