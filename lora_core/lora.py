@@ -186,7 +186,9 @@ def lora_from_tensors(
     """A LoRA from tensors in memory, read by the same rules as a file; named ``<memory>/NAME``."""
     file = MemoryFile(name, tensors, metadata)
     configs = parse_header_configs(file.metadata, name)
-    return _parse(f"<memory>/{name}", file, configs, ("<memory>", id(file)))
+    # By content: the address of a freed LoRA may be given to the next one. Metadata can set alphas.
+    file_key = ("<memory>", file.sha256(), tuple(sorted(file.metadata.items())))
+    return _parse(f"<memory>/{name}", file, configs, file_key)
 
 
 def _file_of(path: Path) -> Path:

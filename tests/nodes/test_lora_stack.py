@@ -39,7 +39,15 @@ def test_a_foreign_set_does_not_fold_two_entries_into_one():
     assert len(set(stack)) == 2
     assert stack[0] == stack[2]
     assert stack[0] != stack[1]
-    assert entry() != entry()  # another file under the same name
+    other = lora_from_tensors("a", {"x.lora_down.weight": torch.ones(3, 6)})
+    assert entry(of=other) != stack[0]  # another content under the same name
+
+
+def test_loras_in_memory_are_told_apart_by_content():
+    """Not by address: that of a freed LoRA may be given to the next one."""
+    tensors = {"x.lora_down.weight": torch.ones(2, 6)}
+    assert lora("a").file_key == lora("b").file_key
+    assert lora("a").file_key != lora_from_tensors("a", tensors).file_key
 
 
 def test_our_entries_come_back_with_their_weighting():
