@@ -47,6 +47,7 @@ def interleaved(steps: Mapping[str, Callable[[], object]], repetitions: int) -> 
 def keep_memory() -> None:
     """Start the program again with a glibc that gives no memory back to the system."""
     settings = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+    settings["MALLOC_ARENA_MAX"] = "1"  # threads too take from what was freed
     if platform.libc_ver()[0] == "glibc" and os.environ.get("MALLOC_MMAP_MAX_") != "0":
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | settings)
 

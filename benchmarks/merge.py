@@ -20,6 +20,7 @@ from lora_workbench.lora_core.files.safetensors_file import open_safetensors
 from lora_workbench.lora_core.files.write import write_safetensors
 from lora_workbench.lora_core.lora import lora_from_tensors
 from lora_workbench.lora_core.models.table import table_for_base
+from lora_workbench.lora_core.patching import kernels
 from lora_workbench.lora_core.patching.base_file import base_files
 from lora_workbench.lora_core.patching.ledger import MergeLedger
 from lora_workbench.lora_core.stack import StackItem, make_plan
@@ -84,7 +85,7 @@ def floor_steps(weights, factors):
     return copy, gemm
 
 
-def run_case(table, targets, weights, rank, files, repetitions):
+def run_case(table, targets, weights, rank, files, rungs, repetitions):
     """Timings of the floor and of each rung, interleaved."""
     lora, factors = random_lora(targets, rank, seed=1)
     plan = make_plan([StackItem(lora, 1.0)], table)
@@ -94,7 +95,7 @@ def run_case(table, targets, weights, rank, files, repetitions):
     for _ in range(repetitions):
         timings.run("C", copy)
         timings.run("G", gemm)
-        for rung in ("full", "file", "residual"):
+        for rung in rungs:
             ledger = MergeLedger(weights, rung, files if rung == "file" else None)
             timings.run(f"{rung} merge", partial(ledger.apply, plan))
             timings.run(f"{rung} change", partial(ledger.apply, other))
@@ -107,6 +108,8 @@ def report(dtype, rank, timings):
     c, g = timings.best("C"), timings.best("G")
     print(f"{dtype!s:15} rank {rank:3}  C {timings.spread('C')}  G {timings.spread('G')} ms")
     for mode, copies in COPIES.items():
+        if mode not in timings.seconds:
+            continue
         floor = copies * c + (0 if mode in ("full unmerge", "file unmerge") else g)
         ratio = timings.best(mode) / floor
         print(f"    {mode:17} {ratio:5.2f} x floor {floor * 1e3:4.0f} ms   {timings.spread(mode)}")
@@ -153,10 +156,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, nargs="*", default=[16, 64, 256])
     parser.add_argument("--dtypes", nargs="*", default=["float16", "bfloat16", "float32"])
+    parser.add_argument("--rungs", nargs="*", default=["full", "file", "residual"])
     parser.add_argument("--repetitions", type=int, default=REPETITIONS)
+    parser.add_argument("--plain", action="store_true", help="torch only, no compiled loops")
     parser.add_argument("--no-peer", action="store_true", help="leave diffusers out")
     options = parser.parse_args()
     keep_memory()
+    if options.plain:
+        kernels._loops = lambda: None
     print(machine(), "| milliseconds are min/median/max")
     table = table_for_base("sd15")
     targets = modules(table)
@@ -170,7 +177,8 @@ def main():
             write_safetensors(path, weights)
             files = base_files(open_safetensors(path))
             for rank in options.ranks:
-                timings = run_case(table, targets, weights, rank, files, options.repetitions)
+                case = (rank, files, options.rungs, options.repetitions)
+                timings = run_case(table, targets, weights, *case)
                 report(dtype, rank, timings)
                 gc.collect()
     if not options.no_peer:

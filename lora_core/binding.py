@@ -1,5 +1,6 @@
 """Which weight of a model each tensor of a LoRA changes, and why the others change none."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -231,13 +232,16 @@ def is_text_encoder_key(lora_key: str) -> bool:
 def _fits(lora: Lora, part: Part, target: Target | None) -> bool:
     """Whether the factors make a delta of the target's shape.
 
-    Trailing ones do not count: linear and 1x1-convolution factors are interchangeable.
+    Trailing ones do not count: linear and 1x1-convolution factors are interchangeable. A flat
+    ``down`` ``(rank, in * kernel)`` of a kernel fits too: ComfyUI's TrainLoraNode writes it.
     """
     if target is None:
         return False
     delta, wanted = _delta_shape(lora, part), _trimmed(target.shape)
     if delta == wanted:
         return True
+    if part.kind == "lora" and len(delta) == 2:
+        return "mid" not in part.keys and delta == (wanted[0], math.prod(wanted[1:]))
     can_pad = target.canonical == _FIRST_CONVOLUTION and len(delta) == len(wanted)
     return can_pad and delta[1] < wanted[1] and delta[:1] + delta[2:] == wanted[:1] + wanted[2:]
 

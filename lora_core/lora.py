@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -104,9 +105,14 @@ class Lora:
         self.formats = formats
         self.problem = problem
         self.file_key = file_key
+        self._in_use: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
 
     def __repr__(self) -> str:
         return f"Lora({self.name!r}, {len(self.modules)} modules)"
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Lora":
+        """Itself: nothing in it changes."""
+        return self
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -123,12 +129,23 @@ class Lora:
         return self.file.tensors[tensor_key].shape
 
     def adapter(self, module: LoraModule, part: Part) -> Adapter:
-        """Read the factors of one part.
+        """Read the factors of one part, or share those that somebody still holds.
 
         Raises:
             LoraError: a tensor holds NaN or infinity.
             DamagedFileError: the file changed or shrank since it was opened.
         """
+        held = {role: self._in_use.get(key) for role, key in part.keys.items()}
+        tensors = {role: tensor for role, tensor in held.items() if tensor is not None}
+        if len(tensors) < len(held):
+            tensors = self._read(part)
+        if part.kind == "lora":
+            return LoraAdapter(tensors["down"], tensors["up"], tensors.get("mid"), module.alpha)
+        (tensor,) = tensors.values()
+        return DiffAdapter(tensor, (module.scale or 1.0) if "up_bias" in part.keys else 1.0)
+
+    def _read(self, part: Part) -> dict[str, Tensor]:
+        """The tensors of a part by role, from the file."""
         data = self.file.read_many(part.keys.values())
         tensors = {role: data[key] for role, key in part.keys.items()}
         for role, tensor in tensors.items():
@@ -138,10 +155,8 @@ class Lora:
                     {"Shape": tuple(tensor.shape), "Dtype": tensor.dtype},
                     "the training run that wrote this file broke; use another copy or checkpoint.",
                 )
-        if part.kind == "lora":
-            return LoraAdapter(tensors["down"], tensors["up"], tensors.get("mid"), module.alpha)
-        (tensor,) = tensors.values()
-        return DiffAdapter(tensor, (module.scale or 1.0) if "up_bias" in part.keys else 1.0)
+        self._in_use.update(data)
+        return tensors
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -19,3 +19,11 @@ def shared_data():
 def generator():
     """The only source of random numbers."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's threads until the test ends."""
+    found = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(found)

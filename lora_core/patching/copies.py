@@ -9,7 +9,7 @@ from ..adapters import Adapter
 from ..stack import Plan, Term, Terms
 from .checks import check_mergeable, find_weight
 from .fused import fuse, row_chunks, write_merged
-from .products import exact_products
+from .products import cpu_threads, exact_products
 
 
 def patched_tensors(plan: Plan, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -40,7 +40,8 @@ def _patched(weight: Tensor, terms: Terms) -> Tensor:
         return term.lora.adapter(term.module, term.part).to(weight.device)
 
     shape = tuple(weight.shape)
-    with torch.no_grad(), exact_products():
+    threads = 1 if weight.is_cpu else torch.get_num_threads()  # as in the ledger's crew
+    with torch.no_grad(), exact_products(), cpu_threads(threads):
         update = fuse(terms, shape, adapter_of)
         patched = torch.empty_like(weight)
         for start, stop in row_chunks(shape):

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .fused import add_rounded
+from .kernels import calculating_for, compiled_for
+
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 _BLOCK = 1 << 16
 # Equal in size at 1/16 (16 bits an index, 1 bit a weight); indices are put back 4 times as fast.
@@ -39,6 +42,27 @@ def bits_of(rows: Tensor) -> Tensor:
     return rows.view(-1).view(_BITS[rows.element_size()])
 
 
+def exceptions_of(base: Tensor, merged: Tensor, delta: Tensor) -> Exceptions:
+    """The words of ``base`` that ``round(merged - delta)`` does not give back.
+
+    Args:
+        base: ``(rows, columns)``, contiguous.
+        merged: The same with the delta, in the same dtype.
+        delta: The same in float32.
+    """
+    loops = calculating_for(base, merged, delta)
+    if loops is None:
+        return find_exceptions(bits_of(base), bits_of(add_rounded(merged, delta, -1)))
+    bits = bits_of(base)
+    differs, words = torch.empty_like(bits, dtype=torch.uint8), torch.empty_like(bits)
+    where = torch.empty_like(bits, dtype=torch.int16)
+    counts = torch.empty(-(-bits.numel() // _BLOCK), dtype=torch.int32)
+    found = loops.find_exceptions(bits, merged, delta, differs, words, where, counts)
+    if found >= bits.numel() * _BITMAP_FROM:
+        return Exceptions(words[:found].clone(), _packed(differs), None)
+    return Exceptions(words[:found].clone(), where[:found].clone(), counts)
+
+
 def find_exceptions(base_bits: Tensor, back_bits: Tensor) -> Exceptions:
     """Compare two flat integer views of the same length; record ``base_bits`` where they differ.
 
@@ -57,6 +81,13 @@ def find_exceptions(base_bits: Tensor, back_bits: Tensor) -> Exceptions:
 
 def put_exceptions(bits: Tensor, exceptions: Exceptions) -> None:
     """Write the recorded words into the flat integer view ``bits``."""
+    loops = compiled_for(bits)
+    if loops is not None:
+        if exceptions.counts is None:
+            loops.put_masked(bits, exceptions.words, exceptions.where)
+        else:
+            loops.put_counted(bits, exceptions.words, exceptions.where, exceptions.counts)
+        return
     if exceptions.counts is None:
         mask = _unpacked(exceptions.where, bits.numel())
         bits.masked_scatter_(mask, exceptions.words)

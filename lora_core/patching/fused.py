@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from ..adapters import Adapter
 from ..stack import Term
+from .kernels import calculating_for
 
 CHUNK_ELEMENTS = 1 << 20
 """Elements per row chunk: the float32 temporary (4 MB) stays in the cache of two or more cores."""
@@ -55,6 +57,22 @@ class _View:
     down: Tensor | None
     dense: tuple[Tensor, ...]
 
+    def add_to(self, values: Tensor, first: int) -> None:
+        """Add the delta's rows, from storage row ``first`` on, to ``values``.
+
+        Not ``addmm``: whether its bits are those of a product and a sum depends on the BLAS, the
+        shape and the processor, and ``delta`` is added elsewhere.
+        """
+        start = first - self.start
+        values.add_(self.delta(slice(start, start + values.shape[0])))
+
+    def delta(self, rows: slice) -> Tensor:
+        """The delta of ``rows``, counted from ``start``; may be a view."""
+        parts = [dense[rows] for dense in self.dense]
+        if self.up is not None and self.down is not None:
+            parts.insert(0, torch.mm(self.up[rows], self.down))
+        return reduce(torch.add, parts)
+
 
 @dataclass(frozen=True)
 class FusedUpdate:
@@ -72,28 +90,28 @@ class FusedUpdate:
     def add_to(self, values: Tensor, start: int) -> Tensor:
         """Add the delta's rows from ``start`` on to ``values`` ``(rows, columns)``, in place.
 
-        ``values`` is float32; one ``addmm`` per row range it meets.
+        ``values`` is float32.
         """
         for view, first, last in self._overlaps(start, start + values.shape[0]):
-            rows = values[first - start : last - start]
-            if view.up is not None and view.down is not None:
-                rows.addmm_(view.up[first - view.start : last - view.start], view.down)
-            for dense in view.dense:
-                rows.add_(dense[first - view.start : last - view.start])
+            view.add_to(values[first - start : last - start], first)
         return values
 
     def delta(self, start: int, stop: int, columns: int) -> Tensor:
-        """Rows ``start`` to ``stop`` of the delta, ``(stop - start, columns)``, float32, a copy."""
-        if len(self.views) == 1:
-            (view,) = self.views
-            if view.start <= start and stop <= view.stop and view.up is not None:
-                rows = slice(start - view.start, stop - view.start)
-                values = torch.mm(view.up[rows], view.down)  # type: ignore[arg-type]
-                for dense in view.dense:
-                    values.add_(dense[rows])
-                return values
+        """Rows ``start`` to ``stop`` of the delta, ``(stop - start, columns)``, float32.
+
+        ``add_to`` gives the bits of a sum with it.
+        """
+        parts = [
+            (first - start, last - start, view.delta(slice(first - view.start, last - view.start)))
+            for view, first, last in self._overlaps(start, stop)
+        ]
+        if len(parts) == 1 and parts[0][:2] == (0, stop - start):
+            return parts[0][2]
         like = self.views[0].up if self.views[0].up is not None else self.views[0].dense[0]
-        return self.add_to(like.new_zeros(stop - start, columns), start)
+        delta = like.new_full((stop - start, columns), -0.0)  # x + -0.0 is x, for both zeros
+        for first, last, rows in parts:
+            delta[first:last] = rows
+        return delta
 
     def _overlaps(self, start: int, stop: int) -> Iterator[tuple[_View, int, int]]:
         for view in self.views:
@@ -183,9 +201,31 @@ def write_merged(weight: Tensor, base: Tensor, update: FusedUpdate, start: int) 
         update: The storage's update.
         start: First row.
     """
-    values = in_range(_sum(as_matrix(base), update, start), weight.dtype)
     rows = weight[start : start + base.shape[0]]
-    rows.copy_(values.reshape(rows.shape))  # rounds
+    loops = calculating_for(base, rows)
+    if loops is not None:
+        delta = update.delta(start, start + rows.shape[0], math.prod(rows.shape[1:]))
+        loops.add_rounded(rows, base, delta.contiguous(), 1)
+    else:
+        values = in_range(_sum(as_matrix(base), update, start), weight.dtype)
+        rows.copy_(values.reshape(rows.shape))  # rounds
+
+
+def add_rounded(base: Tensor, delta: Tensor, sign: int) -> Tensor:
+    """``round(base + sign * delta)``, contiguous, in memory of its own.
+
+    Args:
+        base: ``(rows, columns)`` of any mergeable dtype.
+        delta: The same in float32.
+        sign: 1 or -1.
+    """
+    loops = calculating_for(base, delta)
+    if loops is None:
+        values = base.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        return rounded(values.add_(delta, alpha=sign), base.dtype)
+    out = torch.empty_like(base)
+    loops.add_rounded(out, base, delta, sign)
+    return out
 
 
 def as_matrix(rows: Tensor) -> Tensor:

@@ -1,23 +1,21 @@
 """The ledger: what was merged into a model's own weights, and the proof that it can be undone."""
 
 from collections.abc import Mapping
-from typing import Literal, NoReturn
+from functools import partial
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from ..adapters import Adapter
-from ..errors import LoraError, UnknownChoiceError, UnusableModelError
+from ..errors import LoraError, UnusableModelError
 from ..stack import EMPTY_PLAN, Plan, Term, Terms
 from .checks import check_mergeable, find_weight, refuse_moved, refuse_shared_memory
-from .fused import FusedUpdate, fuse, row_chunks
-from .products import cpu_threads, exact_products
-from .residual import ResidualUndo
-from .room import Room
+from .crew import Crew
+from .fused import FusedUpdate, fuse
+from .products import exact_products
+from .rungs import Rungs, UndoChoice
 from .undo import BaseFile, FileUndo, FullUndo, Fuse, Undo
-
-UndoChoice = Literal["auto", "full", "file", "residual"]
-UNDO_CHOICES: tuple[UndoChoice, ...] = ("auto", "full", "file", "residual")
 
 
 class MergeLedger:
@@ -31,11 +29,7 @@ class MergeLedger:
     Args:
         weights: Name to live tensor (parameter or buffer), as in the model's state dict. They are
             written in place and must stay where they are while a plan is merged.
-        undo: ``"full"`` keeps a copy on the weight's device; ``"file"`` reads the checkpoint again
-            (0 bytes); ``"residual"`` keeps the words where taking the delta off is not exact (a
-            few per cent to a fifth of a copy, slower); ``"auto"`` takes ``file`` where
-            ``base_files`` has the storage and it matches, else ``full`` where it fits, else
-            ``residual``.
+        undo: See ``Rungs``.
         base_files: Storage name to the place its base can be read again.
     """
 
@@ -45,15 +39,12 @@ class MergeLedger:
         undo: UndoChoice = "auto",
         base_files: Mapping[str, BaseFile] | None = None,
     ) -> None:
-        if undo not in UNDO_CHOICES:
-            raise UnknownChoiceError("undo rung", undo, UNDO_CHOICES)
         self._weights = weights
-        self._undo = undo
         self._base_files = base_files or {}
+        self._rungs = Rungs(undo, self._base_files)
         self._records: dict[str, Undo] = {}
         self._adapters: dict[object, Adapter] = {}
-        self._probed: dict[object, bool] = {}
-        self._room = Room()
+        self._crew = Crew()
         self._before: Mapping[str, Terms] | None = None
         self._unusable: Mapping[str, object] | None = None
 
@@ -90,12 +81,11 @@ class MergeLedger:
             self._recover()
             changed = self._changed(plan.terms)
             self._check_weights(changed)
-            self._room = Room()
+            self._rungs.look_again()
             try:
                 self._load_adapters(changed)
                 self._before = {key: self._terms(key) for key in changed}
-                for key, terms in changed.items():
-                    self._rewrite(key, terms)
+                self._rewrite_all(changed)
                 self._before = None
             except UnusableModelError:
                 raise
@@ -155,14 +145,24 @@ class MergeLedger:
                 if place not in self._adapters:
                     self._adapters[place] = term.lora.adapter(term.module, term.part).to(device)
 
+    def _rewrite_all(self, changed: Mapping[str, Terms]) -> None:
+        """Bring storages to their terms; on the CPU one thread each, several at a time."""
+        weights = {key: self._weight(key) for key in changed}
+        if not all(weight.is_cpu for weight in weights.values()):
+            for key, terms in changed.items():
+                self._rewrite(key, terms)
+            return
+        order = sorted(changed, key=lambda key: weights[key].numel(), reverse=True)
+        self._crew.run([partial(self._rewrite, key, changed[key]) for key in order])
+
     def _rewrite(self, key: str, terms: Terms) -> None:
         """Bring one storage to ``terms``, proved, and note it."""
         record = self._records.get(key)
         weight = self._weight(key) if record is None else record.weight
         fuser = _Fuser(tuple(weight.shape), weight.device, self._adapters)
         if record is None:
-            record = self._records[key] = self._new_record(key, weight, terms, fuser)
-        elif terms and not self._still_fits(record, fuser(terms)):
+            record = self._records[key] = self._rungs.new_record(key, weight, lambda: fuser(terms))
+        elif terms and not self._rungs.still_fits(record, fuser(terms)):
             self._write(key, record, (), fuser)
             record = self._records[key] = FullUndo.of(weight)
         self._write(key, record, terms, fuser)
@@ -200,14 +200,18 @@ class MergeLedger:
 
     def _recover(self) -> None:
         """Go back to the state before an interrupted call, and drop what that leaves unused."""
+        self._crew.stop()
         for key, merged in self._records.items():
             refuse_moved(key, merged.weight, self._weight(key))
-        for key, terms in (self._before or {}).items():
-            record = self._records.get(key)
-            if record is not None and not (record.whole and _same(terms, record.terms)):
-                self._rewrite(key, terms)
+        before = self._before or {}
+        self._rewrite_all({key: before[key] for key in before if not self._holds(key, before[key])})
         self._before = None
         self._prune()
+
+    def _holds(self, key: str, terms: Terms) -> bool:
+        """Whether a storage is at ``terms`` after an interrupted call; one without record is."""
+        record = self._records.get(key)
+        return record is None or (record.whole and _same(terms, record.terms))
 
     def _prune(self) -> None:
         """Forget records of clean storages and factors that no applied term uses."""
@@ -220,47 +224,6 @@ class MergeLedger:
         }
         for place in [place for place in self._adapters if place not in used]:
             del self._adapters[place]
-
-    def _new_record(self, key: str, weight: Tensor, terms: Terms, fuser: Fuse) -> Undo:
-        base = self._base_files.get(key)
-        problem: str | None = "not known"
-        if self._undo in ("auto", "file") and base is not None:
-            record = FileUndo(weight, base)
-            problem = record.problem()
-            if problem is None:
-                return record
-        if self._undo == "file":
-            raise LoraError(
-                f"{key}: the undo rung 'file' cannot be proved.",
-                {"Checkpoint": problem},
-                "use undo 'auto', which keeps a copy where the file does not match.",
-            )
-        if self._undo == "residual" or (self._undo == "auto" and not self._has_room(weight)):
-            threads = torch.get_num_threads()
-            if self._repeats(weight, fuser(terms), threads):
-                return ResidualUndo(weight, threads)
-        return FullUndo.of(weight)
-
-    def _has_room(self, weight: Tensor) -> bool:
-        return self._room.take(weight.device, weight.numel() * weight.element_size())
-
-    def _still_fits(self, record: Undo, update: FusedUpdate) -> bool:
-        """Whether a record made for other terms can lead back from ``update``."""
-        if not isinstance(record, ResidualUndo):
-            return True
-        return self._repeats(record.weight, update, record.threads)
-
-    def _repeats(self, weight: Tensor, update: FusedUpdate, threads: int) -> bool:
-        """Whether the device gives the delta's bits twice; asked once per shape and ranks."""
-        shape = tuple(weight.shape)
-        question = (shape, update.ranks(), weight.device, threads)
-        if question not in self._probed:
-            start, stop = next(row_chunks(shape))
-            columns = weight.numel() // shape[0]
-            with cpu_threads(threads):
-                first, second = (update.delta(start, stop, columns) for _ in range(2))
-            self._probed[question] = torch.equal(first.view(torch.int32), second.view(torch.int32))
-        return self._probed[question]
 
 
 class _Fuser:

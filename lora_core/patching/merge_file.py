@@ -38,7 +38,7 @@ def merge_checkpoint(
 ) -> tuple[str, ...]:
     """Write a checkpoint with a plan merged into it; the input is only read.
 
-    The bits are those that ``MergeLedger`` writes in memory for the same plan with one thread.
+    The bits are those that ``MergeLedger`` writes in memory for the same plan, on the CPU.
     Tensors without a term are copied byte for byte. Memory is bounded by a few rows and the
     factors of one storage for each core.
 

@@ -1,14 +1,14 @@
 """The undo rung ``residual``: take the delta off again, and put the words it gets wrong."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ..stack import Terms
 from .checksum import Checksum
-from .exceptions import Exceptions, bits_of, find_exceptions, put_exceptions
-from .fused import FusedUpdate, as_matrix, rounded, row_chunks
+from .exceptions import Exceptions, bits_of, exceptions_of, put_exceptions
+from .fused import FusedUpdate, add_rounded, as_matrix, row_chunks
 from .products import cpu_threads
 from .undo import Fuse
 
@@ -84,9 +84,13 @@ class ResidualUndo:
         chunk = self.chunks.get(start)
         if chunk is None:
             return rows.clone(memory_format=torch.contiguous_format)
-        base = _without(rows, fuse(chunk.terms).delta(start, stop, rows.shape[1]))
+        base = add_rounded(rows, fuse(chunk.terms).delta(start, stop, rows.shape[1]), -1)
         put_exceptions(bits_of(base), chunk.exceptions)
         return base
+
+    def copied_onto(self, weight: Tensor) -> "ResidualUndo":
+        """See ``Undo.copied_onto``."""
+        return replace(self, weight=weight, chunks=dict(self.chunks))
 
     def nbytes(self) -> int:
         """See ``Undo.nbytes``."""
@@ -97,12 +101,5 @@ def _merged(
     base: Tensor, terms: Terms, update: FusedUpdate, start: int
 ) -> tuple[Tensor, _MergedChunk]:
     delta = update.delta(start, start + base.shape[0], base.shape[1])
-    merged = rounded(base.to(torch.float32, copy=True).add_(delta), base.dtype)
-    back = _without(merged, delta)
-    return merged, _MergedChunk(terms, find_exceptions(bits_of(base), bits_of(back)))
-
-
-def _without(merged: Tensor, delta: Tensor) -> Tensor:
-    """``round(merged - delta)``, contiguous, in memory of its own."""
-    values = merged.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    return rounded(values.sub_(delta), merged.dtype)
+    merged = add_rounded(base, delta, 1)
+    return merged, _MergedChunk(terms, exceptions_of(base, merged, delta))

@@ -1,7 +1,7 @@
 """The undo rungs ``full`` and ``file``: a copy of a storage, or the checkpoint it came from."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -50,6 +50,9 @@ class Undo(Protocol):
             The checksum of the base that this call restored or computed again, if it did.
         """
 
+    def copied_onto(self, weight: Tensor) -> "Undo":
+        """The same record for a copy of what its storage holds; writing there changes not this."""
+
     def nbytes(self) -> int:
         """Memory the record holds, on the weight's device."""
 
@@ -82,25 +85,34 @@ class FullUndo:
         update = fuse(terms)
         total = Checksum(self.weight.device) if self.checksum is None else None
         for start, stop in row_chunks(tuple(self.weight.shape)):
-            copy = self.copy[start:stop]
-            if self.saved < stop:
-                copy.copy_(self.weight[start:stop])
-                self.saved = stop
-            if total is not None:
-                total.update(copy)
-            write_merged(self.weight, copy, update, start)
+            if total is not None:  # else the whole copy was made and summed before
+                self._save(start, stop, total)
+            write_merged(self.weight, self.copy[start:stop], update, start)
         if total is not None:
             self.checksum = total.value()
         return None
+
+    def _save(self, start: int, stop: int, total: Checksum) -> None:
+        copy = self.copy[start:stop]
+        if self.saved < stop:
+            total.copy(copy, self.weight[start:stop])
+            self.saved = stop
+        else:
+            total.update(copy)
 
     def _restore(self) -> Tensor:
         total = Checksum(self.weight.device)
         for start, stop in row_chunks(tuple(self.weight.shape)):
             rows = self.weight[start:stop]
             if stop <= self.saved:
-                rows.copy_(self.copy[start:stop])
-            total.update(rows)
+                total.copy(rows, self.copy[start:stop])
+            else:
+                total.update(rows)
         return total.value()
+
+    def copied_onto(self, weight: Tensor) -> "FullUndo":
+        """See ``Undo.copied_onto``."""
+        return replace(self, weight=weight)
 
     def nbytes(self) -> int:
         """See ``Undo.nbytes``."""
@@ -121,7 +133,8 @@ class FileUndo:
     def problem(self) -> str | None:
         """Why the file cannot give the storage back; sets ``checksum`` when it can.
 
-        Reads the file once. Each side is summed where it lies: no weight crosses devices.
+        Reads the file once. Each side is summed where it lies: no weight crosses devices. On a CPU
+        too a second sum takes no longer than a comparison.
         """
         here, there = Checksum(self.weight.device), Checksum(torch.device("cpu"))
         for start, stop in row_chunks(tuple(self.weight.shape)):
@@ -148,12 +161,12 @@ class FileUndo:
                 if untouched
                 else self._stored_rows(start, stop).to(self.weight.device)
             )
+            if update is None:
+                total.copy(self.weight[start:stop], base)
+                continue
             if not untouched:
                 total.update(base)
-            if update is None:
-                self.weight[start:stop].copy_(base)
-            else:
-                write_merged(self.weight, base, update, start)
+            write_merged(self.weight, base, update, start)
         return None if untouched else total.value()
 
     def _stored_rows(self, start: int, stop: int) -> Tensor:
@@ -166,6 +179,10 @@ class FileUndo:
         if stored.shape != rows.shape:
             raise LoraError("it holds a weight of another shape")
         return stored.to(rows.dtype)
+
+    def copied_onto(self, weight: Tensor) -> "FileUndo":
+        """See ``Undo.copied_onto``."""
+        return replace(self, weight=weight)
 
     def nbytes(self) -> int:
         """See ``Undo.nbytes``."""

@@ -7,8 +7,8 @@ from lora_workbench.lora_core.patching.checksum import Checksum, checksum
 
 from .toy_model import MERGEABLE, bits, normal
 
-BIG = (300, 1024)  # more words than lanes, and the row length a power of 2
-LANES, FOLDED = 65_521, 16_381
+BIG = (600, 1024)  # more words than lanes, and the row length a power of 2
+LANES, FOLDS = 131_071, (65_537, 32_771, 16_411)
 every_dtype = pytest.mark.parametrize("dtype", MERGEABLE, ids=str)
 INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
@@ -41,7 +41,7 @@ def test_errors_that_cancel_in_a_sum_are_seen(dtype, generator):
     weight = normal(BIG, generator, dtype=dtype)
     words(weight).clamp_(-100, 100)  # room for the steps
     before = value(weight)
-    distances = [1, 2, 1024, FOLDED, LANES, 2 * LANES, 4 * LANES]
+    distances = [1, 2, 1024, *FOLDS, LANES, 2 * LANES, 4 * LANES]
     for distance in distances:
         if distance < weight.numel():
             changed = weight.clone()
@@ -54,7 +54,7 @@ def test_errors_that_cancel_in_a_sum_are_seen(dtype, generator):
 def test_exchanged_elements_and_rows_are_seen(dtype, generator):
     weight = normal(BIG, generator, dtype=dtype)
     before = value(weight)
-    for first, second in ((0, 1), (3, 1024), (0, LANES), (10, 10 + 2 * LANES), (5, 5 + FOLDED)):
+    for first, second in ((0, 1), (3, 1024), (0, LANES), (10, 10 + 2 * LANES), (5, 5 + FOLDS[-1])):
         changed = weight.clone()
         pair = words(changed)[[first, second]]
         words(changed)[[second, first]] = pair

@@ -21,6 +21,7 @@ from lora_workbench.lora_core.lora import load_lora, lora_from_tensors
 from lora_workbench.lora_core.metadata import summarize, trigger_words
 from lora_workbench.lora_core.models import BASES, table_from_shapes
 from lora_workbench.lora_core.models.architectures import comfy_shapes
+from lora_workbench.lora_core.stack import StackItem, make_plan
 
 from ..lora_files import (
     Module,
@@ -117,6 +118,26 @@ def test_a_nine_channel_first_convolution_makes_it_an_inpainting_lora(tables):
     assert report_of(tables, lora_tensors([TO_Q, TO_K2, convolution]), None).family == (
         "sd15-inpaint"
     )
+
+
+def test_a_flat_down_of_a_convolution_is_the_kernel_it_flattens(tables):
+    """ComfyUI's TrainLoraNode writes ``down`` of a 3x3 convolution as (rank, in * 9)."""
+    generator = torch.Generator().manual_seed(0)
+    down, up = (torch.randn(shape, generator=generator) for shape in ((2, 4, 3, 3), (320, 2)))
+    name = "diffusion_model.input_blocks.0.0"
+    flat = {f"{name}.lora_down.weight": down.flatten(1), f"{name}.lora_up.weight": up}
+    wrong = flat | {f"{name}.lora_down.weight": down.flatten(1)[:, :-1]}
+    assert report_of(tables, flat).verdict == FITS
+    assert report_of(tables, wrong).tensors_used == 0
+    whole = flat | {f"{name}.lora_down.weight": down}
+    flat_delta, delta = (first_delta(tables["sd15"], tensors) for tensors in (flat, whole))
+    assert torch.equal(flat_delta, delta)
+
+
+def first_delta(table, tensors):
+    plan = make_plan([StackItem(lora_from_tensors("x", tensors), 1.0)], table)
+    ((term,),) = plan.terms.values()
+    return term.lora.adapter(term.module, term.part).delta(torch.empty(term.target.shape))
 
 
 def test_a_plain_lora_fits_the_inpainting_model_of_its_family(tables):
