@@ -21,6 +21,7 @@ class LoraFiles:
         names: Lists the files, as a user picks them, relative to a folder.
         full_path: Path of a listed name.
         hashes: Where hashes of files are kept.
+        folders: Gives the LoRA folders; without them no absolute path is a name.
     """
 
     def __init__(
@@ -28,25 +29,28 @@ class LoraFiles:
         names: Callable[[], list[str]],
         full_path: Callable[[str], Path],
         hashes: HashStore,
+        folders: Callable[[], list[Path]] = list,
     ) -> None:
         self.names = names
         self._full_path = full_path
         self._hashes = hashes
+        self._folders = folders
         self._parsed: OrderedDict[object, Lora] = OrderedDict()
 
     def resolve(self, choice: LoraChoice) -> str:
         r"""The listed name of the file that a choice means.
 
-        The exact name wins unless the choice pins another content; then ``/`` against ``\``, a
-        missing ending, the pinned content (size, then hash; only files of equal size are hashed),
-        and the one file of that base name in any folder.
+        An absolute path inside a LoRA folder is the name relative to it. The exact name wins unless
+        the choice pins another content; then ``/`` against ``\``, a missing ending, the pinned
+        content (size, then hash; only files of equal size are hashed), and the one file of that
+        base name in any folder.
 
         Raises:
             LoraError: the name leaves the folders, nothing matches, or several files do.
         """
         names = self.names()
-        wanted = _confined(choice.name)
-        by_posix = {_posix(name): name for name in names}
+        wanted = _confined(self._relative(choice.name))
+        by_posix = {posix_name(name): name for name in names}
         found = next(
             (by_posix[w] for w in (wanted, *(wanted + s for s in _SUFFIXES)) if w in by_posix), None
         )
@@ -57,7 +61,7 @@ class LoraFiles:
             return pinned[0]
         if choice.sha256 and found is not None:
             raise _other_content(choice, found)
-        same = [] if choice.sha256 else [n for n in names if _base(n) == _base(wanted)]
+        same = [] if choice.sha256 else [n for n in names if base_name(n) == base_name(wanted)]
         if len(same) == 1:
             return same[0]
         raise _missing(choice, names, same)
@@ -97,6 +101,15 @@ class LoraFiles:
             self._parsed.popitem(last=False)
         return lora
 
+    def _relative(self, name: str) -> str:
+        """An absolute path inside a LoRA folder relative to it; any other name as it is."""
+        path = Path(posix_name(name))
+        for folder in self._folders() if path.is_absolute() else ():
+            for root in (folder, folder.resolve()):
+                if path.is_relative_to(root):
+                    return path.relative_to(root).as_posix()
+        return name
+
     def _is_pinned(self, name: str, choice: LoraChoice) -> bool:
         """Whether a file of the right name also has the content, where the choice pins one."""
         return choice.sha256 is None or self._has_content(name, choice)
@@ -110,12 +123,14 @@ class LoraFiles:
         return self._hashes.sha256(path) == choice.sha256.lower()
 
 
-def _posix(name: str) -> str:
+def posix_name(name: str) -> str:
+    """The name with ``/``, whichever system wrote it."""
     return name.replace("\\", "/")
 
 
-def _base(name: str) -> str:
-    path = PurePosixPath(_posix(name))
+def base_name(name: str) -> str:
+    """The name without folders and without the ending of a LoRA file."""
+    path = PurePosixPath(posix_name(name))
     return path.stem if path.suffix in _SUFFIXES else path.name
 
 
@@ -125,7 +140,7 @@ def _confined(name: str) -> str:
     Raises:
         LoraError: it is empty, absolute, or climbs out of its folder.
     """
-    path = PurePosixPath(_posix(name))
+    path = PurePosixPath(posix_name(name))
     if not name.strip() or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         raise LoraError(
             f"{name!r} is not a name inside the LoRA folders.",
@@ -145,8 +160,8 @@ def _other_content(choice: LoraChoice, found: str) -> LoraError:
 
 def _near(wanted: str, names: list[str]) -> list[str]:
     """Up to three names that hold the wanted one, or resemble it."""
-    by_base = {_base(name).lower(): name for name in names}
-    base = _base(wanted).lower()
+    by_base = {base_name(name).lower(): name for name in names}
+    base = base_name(wanted).lower()
     holding = [name for stem, name in by_base.items() if base and base in stem]
     similar = [by_base[stem] for stem in get_close_matches(base, by_base, n=3, cutoff=0.5)]
     return list(dict.fromkeys([*holding, *similar]))[:3]

@@ -1,7 +1,8 @@
 """What nodes ask of the program that runs them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from ..lora_core.binding import Binding
@@ -37,6 +38,30 @@ class Applied:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Merged(Applied):
+    """A model and text encoder whose weights carry a merge, or carry none any more.
+
+    Attributes:
+        facts: What was done, name to text in order, for the receipt.
+    """
+
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A file that was written.
+
+    Attributes:
+        path: Where it lies.
+        facts: What it holds, name to text in order, for the receipt.
+    """
+
+    path: Path
+    facts: Mapping[str, str]
+
+
 class Host(Protocol):
     """A program that runs nodes: ComfyUI, or the embedded host."""
 
@@ -66,11 +91,76 @@ class Host(Protocol):
         clip: Any,
         stack: Sequence[StackItem],
         unmatched: str,
+        mode: str = "auto",
     ) -> Applied:
         """Clones of ``model`` and ``clip`` that carry ``stack``; the originals are untouched.
 
+        Args:
+            model: The host's MODEL.
+            clip: The host's CLIP, or None.
+            stack: In order; strength 0 changes nothing.
+            unmatched: ``"report"`` or ``"error"``: what tensors that match nothing are.
+            mode: ``"merge"`` changes the weights, ``"runtime"`` adds the LoRAs in each forward
+                pass, ``"auto"`` takes the one that suits the model.
+
         Raises:
             LoraError: a LoRA cannot be applied to this model.
+        """
+
+    def merge(
+        self, model: Any, clip: Any, stack: Sequence[StackItem], mode: str, undo: str
+    ) -> Merged:
+        """Clones of ``model`` and ``clip`` with ``stack`` merged into their weights.
+
+        Args:
+            model: The host's MODEL.
+            clip: The host's CLIP, or None.
+            stack: In order; strength 0 changes nothing.
+            mode: ``"on_device"``: un-merged exactly whenever another branch needs the base;
+                ``"bake"``: an independent base without LoRAs as objects.
+            undo: The rung of the ledger, ``"auto"``, ``"residual"``, ``"file"`` or ``"full"``.
+
+        Raises:
+            LoraError: a LoRA cannot be merged into this model, or the rung cannot be had.
+        """
+
+    def unmerge(self, model: Any, clip: Any) -> Merged:
+        """Clones without what ``merge`` (``on_device``) put on them.
+
+        Raises:
+            LoraError: nothing of ours is merged here, or it was baked.
+        """
+
+    def save_model(
+        self,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        filename: str,
+        dtype: str,
+        workflow: Mapping[str, object],
+    ) -> Saved:
+        """Write a checkpoint with all patches merged into its weights.
+
+        Args:
+            model: The host's MODEL.
+            clip: The host's CLIP, or None.
+            vae: The host's VAE, or None.
+            filename: Name below the output folder; a number is added, nothing is overwritten.
+            dtype: ``"as_loaded"``, ``"fp32"``, ``"fp16"`` or ``"bf16"``.
+            workflow: The graph that made the model, name to JSON data, for the header.
+
+        Raises:
+            LoraError: the name leaves the folder, or the model cannot be written in this dtype.
+        """
+
+    def hooks(self, stack: Sequence[StackItem], schedule: Sequence[tuple[float, float]]) -> Any:
+        """The host's HOOKS that apply ``stack`` by a schedule of the sampling.
+
+        Args:
+            stack: In order.
+            schedule: ``(start, factor)``: from ``start`` (share of the sampling, 0 to 1) on, all
+                strengths are multiplied by ``factor``; empty for factor 1 throughout.
         """
 
     def bindings(

@@ -1,16 +1,30 @@
 """The node classes, in menu order, and how a host takes them."""
 
+from .add import LoraWorkbenchAdd
 from .apply import LoraWorkbenchApply
 from .base import Node
+from .hooks import LoraWorkbenchHooks
 from .inspect import LoraWorkbenchInspect
 from .load import LoraWorkbenchLoad
+from .merge import LoraWorkbenchMerge
+from .prompt import LoraWorkbenchPrompt
+from .save_model import LoraWorkbenchSaveModel
 from .stack import LoraWorkbenchStack
+from .unmerge import LoraWorkbenchUnmerge
+from .weight import LoraWorkbenchWeight
 
 NODES: tuple[type[Node], ...] = (
     LoraWorkbenchApply,
     LoraWorkbenchLoad,
     LoraWorkbenchStack,
+    LoraWorkbenchAdd,
+    LoraWorkbenchPrompt,
+    LoraWorkbenchWeight,
+    LoraWorkbenchMerge,
+    LoraWorkbenchUnmerge,
+    LoraWorkbenchSaveModel,
     LoraWorkbenchInspect,
+    LoraWorkbenchHooks,
 )
 
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from ..lora_core.errors import LoraError
 from .base import ROWS_INPUT, STACK_INPUT, RowsNode
 from .report import applied_report
 from .resolve import entries_of, words_of
@@ -35,8 +34,9 @@ class LoraWorkbenchApply(RowsNode):
         mode = {
             "default": "auto",
             "tooltip": (
-                "auto: the best way for this model; merge: change the weights; "
-                "runtime: leave the weights and add the LoRAs at each step."
+                "auto: runtime for quantised models (fp8, int8, nvfp4, ...), else merge; "
+                "merge: change the weights, no cost per step; "
+                "runtime: leave the weights and add the LoRAs in each step."
             ),
         }
         unmatched = {
@@ -66,14 +66,9 @@ class LoraWorkbenchApply(RowsNode):
         unmatched: str = "report",
     ) -> dict[str, Any]:
         """Apply the stack to clones; the report is also shown on the node."""
-        if mode == "runtime":
-            raise LoraError(
-                "The mode 'runtime' (LoRAs applied unmerged) comes with the next version.",
-                {"Mode": mode},
-                "set mode to 'auto' or 'merge'.",
-            )
         entries, notes = entries_of(self.host, lora_stack, parse_rows(rows))
-        applied = self.host.apply(model, clip, [entry.item for entry in entries], unmatched)
+        stack = [entry.item for entry in entries]
+        applied = self.host.apply(model, clip, stack, unmatched, mode)
         report = applied_report(applied, entries, notes)
         result = (applied.model, applied.clip, report, words_of(entries))
         return {"ui": {"text": [report]}, "result": result}

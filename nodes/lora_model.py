@@ -22,12 +22,14 @@ class LoraModel(dict):
     """A LoRA's tensors under names that ComfyUI's ``load_lora`` reads.
 
     A ``dict`` for core's nodes, filled when somebody first looks; ``lora`` is the parsed LoRA for
-    ours. Names that core does not know (current diffusers and PEFT) become kohya's.
+    ours, until another node writes into the dict (``is_changed``). Names that core does not know
+    (current diffusers and PEFT) become kohya's.
     """
 
     def __init__(self, lora: Lora) -> None:
         super().__init__()
         self.lora = lora
+        self.is_changed = False
         self._is_filled = False
 
     def _filled(self) -> "LoraModel":
@@ -60,6 +62,23 @@ class LoraModel(dict):
     def get(self, key: str, default: Any = None) -> Any:  # noqa: D102  dict's own
         return dict.get(self._filled(), key, default)
 
+    def __setitem__(self, key: str, value: Tensor) -> None:
+        dict.__setitem__(self._changed(), key, value)
+
+    def __delitem__(self, key: str) -> None:
+        dict.__delitem__(self._changed(), key)
+
+    def pop(self, key: str, *default: Any) -> Any:  # noqa: D102  dict's own
+        return dict.pop(self._changed(), key, *default)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102  dict's own
+        dict.update(self._changed(), *args, **kwargs)
+
+    def _changed(self) -> "LoraModel":
+        """The dict for a writer: from now on its tensors count, not the LoRA it was made of."""
+        self.is_changed = True
+        return self._filled()
+
     def copy(self) -> dict[str, Tensor]:
         """A plain dict of the tensors."""
         return dict(self.items())
@@ -80,17 +99,21 @@ def _core_tensors(lora: Lora) -> dict[str, Tensor]:
     return named
 
 
-def lora_of(lora_model: object) -> Lora:
+def lora_of(lora_model: object, name: str = "lora_model") -> Lora:
     """The parsed LoRA of a ``LORA_MODEL``, ours or core's plain dict.
+
+    Args:
+        lora_model: What arrived on the socket; never changed.
+        name: Names a plain dict, as ``<memory>/NAME``.
 
     Raises:
         LoraError: it is neither.
     """
-    if isinstance(lora_model, LoraModel):
+    if isinstance(lora_model, LoraModel) and not lora_model.is_changed:
         return lora_model.lora
     if isinstance(lora_model, dict):
         tensors = {key: value for key, value in lora_model.items() if isinstance(value, Tensor)}
-        return lora_from_tensors("lora_model", tensors)
+        return lora_from_tensors(name, tensors)
     raise LoraError(
         "The LORA_MODEL is not a dict of tensors.",
         {"Got": type(lora_model).__name__},

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from ..hosts import Applied
+from ..hosts import Applied, Merged, Saved
 from ..lora_core.binding import NOT_USED_HERE, USED, Binding, TensorRow
 from ..lora_core.lora import Lora
 from ..lora_core.metadata import trigger_words
@@ -20,6 +20,29 @@ def applied_report(applied: Applied, entries: Sequence[StackEntry], notes: Itera
         lines += _entry_lines(entry, binding)
     lines += [f"note: {note}" for note in (*notes, *applied.notes)]
     return "\n".join(lines)
+
+
+def receipt(
+    headline: str,
+    done: Merged | Saved,
+    entries: Sequence[StackEntry] = (),
+    notes: Iterable[str] = (),
+) -> str:
+    """What was done, fact by fact; one block per LoRA where ``entries`` has any.
+
+    Args:
+        headline: What the node did.
+        done: The host's answer.
+        entries: The stack that ``done`` has bindings for.
+        notes: Facts the node itself adds.
+    """
+    lines = [headline, *(f"{name}: {text}" for name, text in done.facts.items())]
+    if isinstance(done, Merged):
+        active = [entry for entry in entries if entry[1] or entry[2]]
+        for entry, binding in zip(active, done.bindings, strict=True):
+            lines += _entry_lines(entry, binding)
+        notes = (*notes, *done.notes)
+    return "\n".join([*lines, *(f"note: {note}" for note in notes)])
 
 
 def inspection_report(entries: Sequence[StackEntry], bindings: Sequence[Binding]) -> str:

@@ -1,6 +1,6 @@
 """From rows and stacks to loaded items."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..hosts import Host, LoraChoice
 from ..lora_core.errors import LoraError
@@ -37,20 +37,26 @@ def entry_of(host: Host, row: Row) -> StackEntry:
 
 
 def fingerprint_of(host: Host, rows: str) -> str:
+    """Changes when a file of an active row of a rows value changes."""
+    return fingerprint_of_rows(host, parse_rows(rows).rows)
+
+
+def fingerprint_of_rows(host: Host, rows: Iterable[Row]) -> str:
     """Changes when a file of an active row changes."""
-    parsed = parse_rows(rows)
-    return ";".join(
-        host.fingerprint(LoraChoice(row.name, row.sha256, row.size))
-        for row in parsed.rows
-        if row.is_active
-    )
+    choices = (LoraChoice(row.name, row.sha256, row.size) for row in rows if row.is_active)
+    return ";".join(map(host.fingerprint, choices))
 
 
 def rows_problem(rows: object) -> str | None:
     """Why a rows value cannot be read, or None; looks at no file."""
-    if isinstance(rows, str):
+    return problem_of(rows, parse_rows)
+
+
+def problem_of(value: object, read: Callable[[str], object]) -> str | None:
+    """Why ``read`` refuses a text, or None; a linked input has no text yet."""
+    if isinstance(value, str):
         try:
-            parse_rows(rows)
+            read(value)
         except LoraError as error:
             return str(error)
     return None

@@ -12,7 +12,7 @@ from ..lora_core.stack import checked_strength
 from ..lora_core.weighting import Weighting
 
 VERSION = 1
-_TAG = re.compile(r"<lora:([^:<>]+)(?::([^:<>]*))?(?::([^:<>]*))?>")
+TAG = re.compile(r"<lora:([^:<>]+)(?::([^:<>]*))?(?::([^:<>]*))?>")
 _FIELDS = ("on", "name", "sha256", "size", "model", "clip", "weighting")
 
 
@@ -182,24 +182,26 @@ def _fields(row: Row) -> dict[str, Any]:
 
 
 def _tagged_rows(text: str) -> list[Row]:
-    rest = _TAG.sub("", text).strip(" \t\r\n,")
+    rest = TAG.sub("", text).strip(" \t\r\n,")
     if rest:
         raise LoraError(
             "The rows are neither JSON nor <lora:name:strength> lines.",
             {"Not understood": rest[:80]},
             "write one <lora:file:1.0> or <lora:file:1.0:0.8> per line.",
         )
-    return [tag_row(match) for match in _TAG.finditer(text)]
+    return [tag_row(match) for match in TAG.finditer(text)]
 
 
 def tag_row(match: re.Match[str]) -> Row:
     """The row of one ``<lora:name:model:clip>``; strengths default to 1 and to ``model``.
 
     Raises:
-        LoraError: a strength is not a number in range.
+        LoraError: it names no file, or a strength is not a number in range.
     """
     name, model, clip = match[1].strip(), match[2], match[3]
     where = f"<lora:{name}>"
+    if not name:
+        raise LoraError(f"{match[0]} names no file.", fix="write <lora:file:1.0>.")
     return Row(
         name=name,
         model=_number(model, where) if model else 1.0,

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ...lora_core.adapters import Adapter, DiffAdapter, LoraAdapter
 from ...lora_core.models.target import Target
-from ...lora_core.patching.fused import FusedUpdate, fuse, row_chunks
-from ...lora_core.stack import Term
+from ...lora_core.patching.fused import FusedUpdate, as_matrix, fuse, row_chunks
+from ...lora_core.stack import StackItem, Term
 
 
 class _Share(NamedTuple):
@@ -26,11 +26,16 @@ class FusedLoraAdapter(WeightAdapterBase):
 
     ComfyUI: dynamic patchers rebuild adapters as ``type(a)(a.loaded_keys, moved(a.weights))``
     (read in 0.30), so all state is nested tuples in ``weights``: whether the key carries a function
-    of the delta, then per LoRA ``(kind, coefficient, alpha or scale, transposed, tensors)``.
-    Coefficients are dimensionless.
+    of the delta, then per LoRA
+    ``(kind, coefficient, alpha or scale, transposed, tensors, source)``. Coefficients are
+    dimensionless; a source names the factors (``Term.source``).
+
+    ``items`` is the whole stack that was applied, for lineage; nothing is computed from it, and
+    the copies of dynamic patchers have none.
     """
 
     name = "lora_workbench"
+    items: tuple[StackItem, ...] = ()
 
     def __init__(self, loaded_keys: set[str], weights: tuple[Any, ...]) -> None:
         self.loaded_keys = loaded_keys
@@ -53,11 +58,18 @@ class FusedLoraAdapter(WeightAdapterBase):
             adapter = term.lora.adapter(term.module, term.part)
             kind = "lora" if isinstance(adapter, LoraAdapter) else "diff"
             number = adapter.alpha if isinstance(adapter, LoraAdapter) else adapter.scale
+            transposed = term.target.transposed
             weights.append(
-                (kind, term.coefficient, number, term.target.transposed, adapter.tensors())
+                (kind, term.coefficient, number, transposed, adapter.tensors(), term.source)
             )
             keys.update(term.part.keys.values())
         return cls(keys, tuple(weights))
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """Equal for adapters that make the same bits of the same weight; reads no tensor."""
+        has_function, *shares = self.weights
+        return (has_function, *(share[:4] + share[5:] for share in shares))
 
     def calculate_shape(self, key: str) -> None:
         """The weight keeps its shape."""
@@ -79,31 +91,49 @@ class FusedLoraAdapter(WeightAdapterBase):
         ComfyUI: with an offset ``weight`` is a narrowed view and the return value is discarded.
         ``function`` is one of ComfyUI's own where the key carries none.
         """
-        update = self._update(weight, strength)
+        update = self.update(weight, strength)
         if self.weights[0]:
             columns = weight.numel() // weight.shape[0]
             delta = update.delta(0, weight.shape[0], columns).reshape(weight.shape)
             weight += function(delta).to(weight.dtype)
-            return weight
-        for start, stop in row_chunks(tuple(weight.shape)):
-            rows = weight[start:stop]
-            matrix = rows.reshape(rows.shape[0], -1)
-            if matrix.dtype == torch.float32 and matrix.data_ptr() == rows.data_ptr():
-                update.add_to(matrix, start)
-            else:
-                values = update.add_to(matrix.to(torch.float32, copy=True), start)
-                rows.copy_(values.reshape(rows.shape))
+        else:
+            _write_sum(weight, weight, update)
         return weight
 
-    def _update(self, weight: Tensor, strength: float) -> FusedUpdate:
+    def merged(self, base_weight: Tensor) -> Tensor:
+        """``base_weight`` plus the stack's delta in new memory, rounded once to its dtype.
+
+        The bits of ``calculate_weight`` on a float32 copy, without that copy; not for a key that
+        carries a function.
+        """
+        merged = torch.empty_like(base_weight)
+        _write_sum(merged, base_weight, self.update(base_weight, 1.0))
+        return merged
+
+    def update(self, weight: Tensor, strength: float) -> FusedUpdate:
+        """``strength`` times the stack's delta of a weight, factors on the weight's device."""
         shape = tuple(weight.shape)
         shares = []
-        for kind, coefficient, number, transposed, tensors in self.weights[1:]:
+        for kind, coefficient, number, transposed, tensors, _ in self.weights[1:]:
             moved = tuple(tensor.to(weight.device) for tensor in tensors)
             adapter = _lora(moved, number) if kind == "lora" else DiffAdapter(moved[0], number)
             target = Target("", shape[::-1] if transposed else shape, "", "", None, transposed)
             shares.append(_Share(target, coefficient * strength, adapter))
         return fuse(shares, shape, lambda share: share.adapter)
+
+
+def _write_sum(out: Tensor, base_weight: Tensor, update: FusedUpdate) -> None:
+    """Write ``base_weight`` plus the update, summed in float32; both may be one tensor."""
+    for start, stop in row_chunks(tuple(out.shape)):
+        rows, base_rows = out[start:stop], base_weight[start:stop]
+        matrix = as_matrix(rows)
+        if matrix.dtype == torch.float32 and matrix.data_ptr() == rows.data_ptr():
+            if out is not base_weight:
+                rows.copy_(base_rows)
+            update.add_to(matrix, start)
+        else:
+            values = as_matrix(base_rows).to(torch.float32, copy=True)
+            rows.copy_(update.add_to(values, start).reshape(rows.shape))
 
 
 def _lora(tensors: tuple[Tensor, ...], alpha: float | None) -> LoraAdapter:

@@ -1,7 +1,7 @@
 """What nodes ask of ComfyUI."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,14 @@ from ...lora_core.lora import Lora
 from ...lora_core.stack import StackItem, make_plan
 from ..hash_store import HashStore
 from ..lora_files import LoraFiles
-from ..protocol import Applied, LoraChoice
+from ..protocol import Applied, LoraChoice, Merged, Saved
+from .hooks import hook_group
+from .merge import merged
+from .modes import choose_ways
 from .names import ComfyNames
 from .patches import patched
+from .save_model import saved_model
+from .unmerge import unmerged
 
 _USER_FOLDER = "lora_workbench"
 
@@ -28,6 +33,7 @@ class ComfyHost:
             lambda: folder_paths.get_filename_list("loras"),
             lambda name: Path(folder_paths.get_full_path_or_raise("loras", name)),
             HashStore(database),
+            lambda: [Path(folder) for folder in folder_paths.get_folder_paths("loras")],
         )
         self._names: weakref.WeakKeyDictionary[Any, ComfyNames] = weakref.WeakKeyDictionary()
 
@@ -53,12 +59,41 @@ class ComfyHost:
         clip: Any,
         stack: Sequence[StackItem],
         unmatched: str,
+        mode: str = "auto",
     ) -> Applied:
         """See ``Host.apply``."""
+        ways = choose_ways(model, clip, mode)
         names = self._names_of(model, clip)
         plan = make_plan(stack, names, unmatched)
-        new_model, new_clip = patched(model, clip, plan, stack, names)
-        return Applied(new_model, new_clip, plan.bindings, _path(model, clip))
+        new_model, new_clip = patched(model, clip, plan, stack, names, ways.modes)
+        notes = ways.notes(new_model, new_clip)
+        return Applied(new_model, new_clip, plan.bindings, ways.path, notes)
+
+    def merge(
+        self, model: Any, clip: Any, stack: Sequence[StackItem], mode: str, undo: str
+    ) -> Merged:
+        """See ``Host.merge``."""
+        return merged(model, clip, stack, self._names_of(model, clip), mode, undo)
+
+    def unmerge(self, model: Any, clip: Any) -> Merged:
+        """See ``Host.unmerge``."""
+        return unmerged(model, clip)
+
+    def save_model(
+        self,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        filename: str,
+        dtype: str,
+        workflow: Mapping[str, object],
+    ) -> Saved:
+        """See ``Host.save_model``."""
+        return saved_model(model, clip, vae, filename, dtype, workflow)
+
+    def hooks(self, stack: Sequence[StackItem], schedule: Sequence[tuple[float, float]]) -> Any:
+        """See ``Host.hooks``."""
+        return hook_group(stack, schedule)
 
     def bindings(
         self,
@@ -79,8 +114,3 @@ class ComfyHost:
         if known is None or not known.is_of(clip):
             known = self._names[inner] = ComfyNames(model, clip)
         return known
-
-
-def _path(model: Any, clip: Any) -> str:
-    patcher = model if model is not None else clip.patcher
-    return f"ComfyUI patches, one fused adapter per weight ({type(patcher).__name__})"

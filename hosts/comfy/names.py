@@ -33,10 +33,10 @@ class ComfyNames:
         self._clip_keys: Mapping[str, PatchKey] = {}
         self._parameters: set[str] = set()
         if model is not None:
-            self._add_shapes(model.model.state_dict())
+            self._add_shapes(model.model)
             self._unet_keys = comfy.lora.model_lora_keys_unet(model.model, {})
         if clip is not None:
-            self._add_shapes(clip.cond_stage_model.state_dict())
+            self._add_shapes(clip.cond_stage_model)
             self._clip_keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
         self._own = self._own_table()
         self._known = {t.target_key: t for t in self._own.targets} if self._own else {}
@@ -71,8 +71,10 @@ class ComfyNames:
         start, stop = target.rows
         return (target.target_key, (0, start, stop - start))
 
-    def _add_shapes(self, state_dict: Mapping[str, Any]) -> None:
-        self.shapes.update({key: tuple(value.shape) for key, value in state_dict.items()})
+    def _add_shapes(self, inner: Any) -> None:
+        self.shapes.update({key: tuple(value.shape) for key, value in inner.state_dict().items()})
+        # ComfyUI: the state dict holds packed data of quantised weights, of another shape (0.30).
+        self.shapes.update({key: tuple(value.shape) for key, value in inner.named_parameters()})
 
     def _own_table(self) -> ModelTable | None:
         """Our table of the same model, or None for an architecture that only ComfyUI knows."""

@@ -5,12 +5,14 @@ ComfyUI is importable only once the ``comfy`` fixture has run: import its module
 
 import asyncio
 import copy
+import importlib
 import inspect
 import logging
 import os
+import re
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +22,7 @@ import pytest
 from . import torchvision_stub
 from .checkpoints import FULL, SLIM, Recipe, cached_checkpoint
 from .comfy_source import REPOSITORY, ComfyUnavailableError, cache_dir, comfyui_path
+from .server_fixture import ComfyServer, make_comfyui_folder, running_server
 
 PACK = "ComfyUI-LoRA-Workbench"
 FOLDERS = ("custom_nodes", "input", "models/checkpoints", "models/loras", "output", "temp", "user")
@@ -262,6 +265,19 @@ def comfy(tmp_path_factory) -> ComfyHost:
     return ComfyHost(__version__, root, base_directory, load_pack(link))
 
 
+@pytest.fixture(autouse=True)
+def new_enough(request):
+    """Skip what an older ComfyUI cannot do."""
+    mark = request.node.get_closest_marker("comfyui")
+    if mark is None:
+        return
+    since, why = mark.args
+    text = (find_comfyui() / "comfyui_version.py").read_text()
+    version = re.search(r'"(\d[\d.]*)', text)[1]
+    if tuple(map(int, version.split("."))) < tuple(map(int, since.split("."))):
+        pytest.skip(f"ComfyUI {version}: {why}")
+
+
 @pytest.fixture
 def executor(comfy) -> Executor:
     """An executor whose cache lasts for one test."""
@@ -290,6 +306,15 @@ def adapter_calls(comfy, monkeypatch) -> list[str]:
         return calculate_weight(patches, weight, key, *args, **kwargs)
 
     monkeypatch.setattr(lora, "calculate_weight", counted)
+    # Our class merges a plain weight in one pass of its own.
+    repatch = importlib.import_module(f"{comfy.pack.__name__}.hosts.comfy.repatch")
+    merge_in_one_pass = repatch.DifferentialRepatch._merge_in_one_pass
+
+    def counted_too(self, key, *args):
+        calls.append(key)
+        return merge_in_one_pass(self, key, *args)
+
+    monkeypatch.setattr(repatch.DifferentialRepatch, "_merge_in_one_pass", counted_too)
     return calls
 
 
@@ -303,6 +328,29 @@ def slim_checkpoint(comfy) -> str:
 def full_checkpoint(comfy) -> str:
     """Name of a checkpoint with every weight of SD1.5 (2 GB on disk), for published LoRAs."""
     return offer_checkpoint(comfy, FULL)
+
+
+@pytest.fixture(scope="session")
+def comfyui_folder(comfy, tmp_path_factory) -> Path:
+    """A folder as users have it: its main.py starts ComfyUI."""
+    return make_comfyui_folder(tmp_path_factory.mktemp("install") / "ComfyUI", comfy.root)
+
+
+@pytest.fixture(scope="session")
+def server_base(comfy, slim_checkpoint, tmp_path_factory) -> Path:
+    """Folders for ComfyUI in its own process, with the slim checkpoint and our pack in them."""
+    base_directory = tmp_path_factory.mktemp("server")
+    make_base_directory(base_directory)
+    target = (comfy.checkpoints_dir / slim_checkpoint).resolve()
+    (base_directory / "models" / "checkpoints" / slim_checkpoint).symlink_to(target)
+    return base_directory
+
+
+@pytest.fixture(scope="session")
+def server(comfyui_folder, server_base) -> Iterator[ComfyServer]:
+    """A ComfyUI in its own process, one for all tests; it knows the slim checkpoint."""
+    with running_server(comfyui_folder, server_base) as running:
+        yield running
 
 
 def offer_checkpoint(comfy: ComfyHost, recipe: Recipe) -> str:
@@ -353,6 +401,14 @@ def text_to_image(
         "decode": node("VAEDecode", samples=["sampler", 0], vae=["checkpoint", 2]),
         "save": node("SaveImage", images=["decode", 0], filename_prefix="test"),
     }
+
+
+def same_values(tensor, other) -> bool:
+    """Whether all values are equal; NaN equals NaN.
+
+    ComfyUI: SD1.5 files have no text projection, and its memory is not initialised.
+    """
+    return bool(((tensor == other) | (tensor.isnan() & other.isnan())).all())
 
 
 def node(class_type: str, **inputs) -> dict:

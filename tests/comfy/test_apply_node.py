@@ -50,7 +50,14 @@ def test_the_pack_registers_its_nodes(comfy):
         "LoraWorkbenchApply",
         "LoraWorkbenchLoad",
         "LoraWorkbenchStack",
+        "LoraWorkbenchAdd",
+        "LoraWorkbenchPrompt",
+        "LoraWorkbenchWeight",
+        "LoraWorkbenchMerge",
+        "LoraWorkbenchUnmerge",
+        "LoraWorkbenchSaveModel",
         "LoraWorkbenchInspect",
+        "LoraWorkbenchHooks",
     }
 
 
@@ -155,9 +162,21 @@ def test_unreadable_rows_are_refused_when_the_graph_is_queued(executor, slim_che
         executor.run(apply_graph(slim_checkpoint, "<lora:first:1000>"))
 
 
-def test_runtime_mode_says_when_it_comes(executor, slim_checkpoint, loras):
-    with pytest.raises(NodeFailedError, match="next version"):
-        executor.run(apply_graph(slim_checkpoint, [{"name": loras[0]}], mode="runtime"))
+def test_runtime_mode_patches_no_weight(executor, slim_checkpoint, loras, adapter_calls):
+    base = picture(executor.run(text_to_image(slim_checkpoint)))
+    rows = [{"name": loras[0]}]
+    runtime = executor.run(apply_graph(slim_checkpoint, rows, mode="runtime"))
+    assert picture(runtime) != base
+    assert "runtime, LoRAs added in each forward pass" in report(runtime)
+    assert adapter_calls == []
+    again = executor.run(text_to_image(slim_checkpoint))
+    assert "sampler" in again.executed
+    assert picture(again) == base
+
+
+def test_auto_merges_into_weights_that_are_not_quantised(executor, slim_checkpoint, loras):
+    result = executor.run(apply_graph(slim_checkpoint, [{"name": loras[0]}], mode="auto"))
+    assert "ComfyUI patches, one fused adapter per weight (ModelPatcher)" in report(result)
 
 
 def test_names_cannot_leave_the_lora_folders(executor, slim_checkpoint):

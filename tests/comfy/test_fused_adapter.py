@@ -22,8 +22,8 @@ def factors(out, columns, rank, seed):
 
 
 def weights(*entries, has_function=False):
-    """The adapter's state: per LoRA (kind, coefficient, alpha or scale, transposed, tensors)."""
-    return (has_function, *entries)
+    """The adapter's state, of (kind, coefficient, alpha or scale, transposed, tensors) per LoRA."""
+    return (has_function, *((*entry, number) for number, entry in enumerate(entries)))
 
 
 def calculate(adapter, weight, offset=None, function=None, strength=STRENGTH):
@@ -118,3 +118,26 @@ def test_the_adapter_is_all_in_its_constructor(adapter_class):
     again = type(first)(first.loaded_keys, first.weights)
     assert torch.equal(calculate(again, weight), calculate(first, weight))
     assert first.calculate_shape("key") is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_one_pass_gives_the_bits_of_core_which_rounds_a_float32_copy(adapter_class, dtype):
+    base_weight = torch.randn(7, 5, 3, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    adapter = adapter_class(set(), weights(("lora", 0.7, 2.0, False, factors(7, 45, 2, 7))))
+    before = base_weight.clone()
+    merged = adapter.merged(base_weight)
+    assert torch.equal(merged, calculate(adapter, base_weight.float(), strength=1.0).to(dtype))
+    assert merged.dtype == dtype
+    assert torch.equal(base_weight, before)
+
+
+def test_a_signature_tells_strengths_and_files_apart_and_copies_not(adapter_class):
+    def signature(coefficient, source):
+        down, up = factors(7, 5, 2, 7)
+        return adapter_class(
+            set(), (False, ("lora", coefficient, None, False, (down, up), source))
+        ).signature
+
+    assert signature(0.5, ("file", "a")) == signature(0.5, ("file", "a"))
+    assert signature(0.5, ("file", "a")) != signature(0.25, ("file", "a"))
+    assert signature(0.5, ("file", "a")) != signature(0.5, ("file", "b"))

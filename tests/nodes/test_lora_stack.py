@@ -15,6 +15,13 @@ def lora(name):
     return lora_from_tensors(name, tensors)
 
 
+def listed(name):
+    """A LoRA of a file that the host lists under the name it was asked for."""
+    found = lora(name)
+    found.name = name
+    return found
+
+
 def entry(name="a", model=0.5, clip=0.25, weighting="", of=None):
     item = StackItem(of or lora(name), model, clip, Weighting.parse(weighting))
     return StackEntry(name, item)
@@ -71,7 +78,7 @@ def test_foreign_forms_are_read():
         {"name": "f", "strength": 0.5, "clip_strength": 0.1},  # LoRA Optimizer, dict
         {"_merge_formula": "x"},
     ]
-    entries, notes = read_stack(stack, lora)
+    entries, notes = read_stack(stack, listed)
     assert values(entries) == [
         ("a", 0.5, 0.25),
         ("b", 0.5, 0.5),

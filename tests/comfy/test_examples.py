@@ -1,0 +1,82 @@
+"""Every example runs, in both of its forms."""
+
+import json
+import os
+
+import pytest
+
+from lora_workbench.headless.cli import main
+from lora_workbench.headless.workflow.convert import to_api
+
+from .checkpoints import SLIM, lora_targets, write_lora
+from .comfy_source import REPOSITORY
+
+API = sorted((REPOSITORY / "examples" / "api").glob("*.json"))
+UI = sorted((REPOSITORY / "example_workflows").glob("*.json"))
+SMALL = {"EmptyLatentImage": {"width": 64, "height": 64}, "KSampler": {"steps": 2}}
+
+every_api_example = pytest.mark.parametrize("path", API, ids=lambda path: path.stem)
+every_workflow = pytest.mark.parametrize("path", UI, ids=lambda path: path.stem)
+
+
+@pytest.fixture(scope="module")
+def models(server, server_base, slim_checkpoint):
+    """The files that the examples name."""
+    checkpoints = server_base / "models" / "checkpoints"
+    os.link((checkpoints / slim_checkpoint).resolve(), checkpoints / "sd15.safetensors")
+    for seed, name in enumerate(("style", "detail")):
+        path = server.loras_dir / f"{name}.safetensors"
+        write_lora(path, lora_targets(SLIM), seed=seed, alpha=2.0)
+
+
+def small(path):
+    """--set for a picture that takes a second."""
+    graph = json.loads(path.read_text())
+    return [
+        argument
+        for node, entry in graph.items()
+        for name, value in SMALL.get(entry["class_type"], {}).items()
+        for argument in ("--set", f"{node}.{name}={value}")
+    ]
+
+
+def test_every_example_has_both_forms():
+    assert API
+    assert [path.name for path in API] == [path.name for path in UI]
+
+
+@every_api_example
+def test_an_example_runs(path, server, models, tmp_path, capsys):
+    capsys.readouterr()
+    command = ["run", str(path), "--comfyui", server.address, "--output", str(tmp_path), "--json"]
+    code = main([*command, *small(path)])
+    document = json.loads(capsys.readouterr().out)
+    assert (code, document["errors"]) == (0, [])
+    graph = json.loads(path.read_text())
+    assert {*document["executed"], *document["cached"]} == set(graph)
+    saved = [node for node, entry in graph.items() if entry["class_type"] == "SaveImage"]
+    assert sorted(o["node"] for o in document["outputs"] if "file" in o) == sorted(saved)
+    ours = [node for node, entry in graph.items() if entry["class_type"].startswith("LoraWork")]
+    assert ours
+
+
+@every_workflow
+def test_a_workflow_is_its_api_example_on_the_canvas(path, server):
+    expected = json.loads((REPOSITORY / "examples" / "api" / path.name).read_text())
+    assert to_api(json.loads(path.read_text()), server.get("object_info")) == expected
+
+
+def test_comfyui_offers_the_workflows_as_templates(server):
+    (offered,) = server.get("workflow_templates").values()
+    assert sorted(offered) == [path.stem for path in UI]
+
+
+@every_workflow
+def test_nodes_of_a_workflow_do_not_overlap(path):
+    nodes = json.loads(path.read_text())["nodes"]
+    title = 30  # pixels above a node's position
+    boxes = [(*n["pos"], n["pos"][0] + n["size"][0], n["pos"][1] + n["size"][1]) for n in nodes]
+    for index, (left, top, right, bottom) in enumerate(boxes):
+        for other_left, other_top, other_right, other_bottom in boxes[index + 1 :]:
+            apart = right < other_left or other_right < left
+            assert apart or bottom < other_top - title or other_bottom < top - title

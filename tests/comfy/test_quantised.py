@@ -1,0 +1,136 @@
+"""Quantised bases, as ComfyUI loads them: what is left of a LoRA's effect, against float64."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from .checkpoints import SLIM, attention_targets, kohya_name, unet_targets, write_lora
+from .test_runtime import apply, one_row
+
+STORED_AS_FP8 = "plain fp8"
+FORMATS = ("float8_e4m3fn", "mxfp8", "int8_tensorwise", "nvfp4", STORED_AS_FP8)
+BLOCK = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1"
+
+
+@pytest.fixture(autouse=True)
+def inference_mode(comfy):
+    """As in ComfyUI's executor."""
+    pytest.importorskip("comfy.quant_ops", reason="ComfyUI 0.3.64 has no quantised tensors")
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def targets(comfy):
+    """The self-attention of the slim UNet; packed cross-attention hides its size from ComfyUI."""
+    return [t for t in attention_targets(unet_targets(SLIM)) if ".attn1." in t.target_key]
+
+
+@pytest.fixture(scope="module")
+def lora(comfy, targets):
+    """A LoRA for them, whose deltas are about a tenth of the weights."""
+    write_lora(comfy.loras_dir / "quantised.safetensors", targets, rank=4, seed=4)
+    return "quantised.safetensors"
+
+
+@pytest.fixture(scope="module")
+def unet_tensors(comfy, slim_checkpoint):
+    prefix = "model.diffusion_model."
+    tensors = load_file(comfy.checkpoints_dir / slim_checkpoint)
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def quantised(tensors, targets, name):
+    """A MODEL whose ``targets`` are stored in a format of ComfyUI, through its own loader."""
+    from comfy import quant_ops, sd
+
+    tensors = dict(tensors)
+    if name == STORED_AS_FP8:
+        return sd.load_diffusion_model_state_dict(tensors, {"dtype": torch.float8_e4m3fn})
+    layout = quant_ops.QUANT_ALGOS[name]["comfy_tensor_layout"]
+    config = torch.tensor(list(json.dumps({"format": name}).encode()), dtype=torch.uint8)
+    for target in targets:
+        key = target.target_key.removeprefix("diffusion_model.")
+        weight = tensors.pop(key).float()
+        tensors.update(quant_ops.QuantizedTensor.from_float(weight, layout).state_dict(key))
+        tensors[key.removesuffix("weight") + "comfy_quant"] = config
+    return sd.load_diffusion_model_state_dict(tensors)
+
+
+def layer_output(patcher, layer, x):
+    from comfy import model_management
+
+    model_management.load_models_gpu([patcher])
+    return patcher.model.get_submodule(layer)(x).double()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_auto_keeps_the_effect_that_cores_merge_loses(comfy, unet_tensors, targets, lora, name):
+    """The effect is x @ delta, in float64, whatever the base weight is."""
+    import nodes
+
+    base = quantised(unet_tensors, targets, name)
+    x = torch.randn(16, 320, generator=torch.Generator().manual_seed(0))
+    factors = load_file(comfy.loras_dir / lora)
+    auto, _, report = apply(base, None, one_row(lora, 0.5), "auto")
+    core, _ = nodes.LoraLoader().load_lora(base, None, lora, 0.5, 0.0)
+
+    layer = f"{BLOCK}.to_q"
+    (target,) = (t for t in targets if t.target_key == f"{layer}.weight")
+    prefix = kohya_name(target)
+    down, up = (factors[f"{prefix}.lora_{end}.weight"].double() for end in ("down", "up"))
+    effect = 0.5 * x.double() @ down.T @ up.T
+
+    def error(patcher):
+        got = layer_output(patcher, layer, x) - layer_output(base, layer, x)
+        return ((got - effect).norm() / effect.norm()).item()
+
+    assert error(auto) < 1e-3
+    assert error(core) > 0.05
+    assert "runtime, LoRAs added in each forward pass" in report
+
+
+def unet_output(patcher):
+    from comfy import model_management
+
+    model_management.load_models_gpu([patcher])
+    unet = patcher.model.diffusion_model
+    generator = torch.Generator().manual_seed(1)
+    x, context = (torch.randn(shape, generator=generator) for shape in ((1, 4, 8, 8), (1, 77, 768)))
+    dtype = next(unet.parameters()).dtype if unet.dtype == torch.float64 else torch.float32
+    return unet(x.to(dtype), torch.tensor([500.0]).to(dtype), context.to(dtype)).double()
+
+
+def in_float64(base, tensors, targets):
+    """The same base with its weights dequantised, in float64."""
+    from comfy import sd
+
+    tensors = dict(tensors)
+    for target in targets:
+        key = target.target_key.removeprefix("diffusion_model.")
+        tensors[key] = base.model.diffusion_model.get_parameter(key).dequantize()
+    exact = sd.load_diffusion_model_state_dict(tensors, {"dtype": torch.float32})
+    exact.model.double()
+    exact.model.diffusion_model.dtype = torch.float64
+    return exact
+
+
+def test_auto_keeps_the_effect_of_the_whole_unet(unet_tensors, targets, lora):
+    """nvfp4, whose rounding is the coarsest.
+
+    Not int8: ComfyUI rounds its activations too, which changes with every change of them.
+    """
+    base = quantised(unet_tensors, targets, "nvfp4")
+    exact = in_float64(base, unet_tensors, targets)
+    expected = unet_output(apply(exact, None, one_row(lora), "merge")[0]) - unet_output(exact)
+    effect = unet_output(apply(base, None, one_row(lora), "auto")[0]) - unet_output(base)
+    assert ((effect - expected).norm() / expected.norm()).item() < 1e-3
+
+
+def test_a_merge_says_what_it_loses(unet_tensors, targets, lora):
+    base = quantised(unet_tensors, targets, "nvfp4")
+    merge, _, report = apply(base, None, one_row(lora), "merge")
+    assert len(merge.patches) == len(targets)
+    assert "a merge rounds much of the LoRAs away" in report

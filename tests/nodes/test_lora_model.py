@@ -1,0 +1,92 @@
+"""LORA_MODEL as core's nodes see it, and its way back into a stack."""
+
+import copy
+
+import pytest
+import torch
+
+from lora_workbench.hosts import LoraChoice
+from lora_workbench.lora_core.errors import LoraError
+from lora_workbench.lora_core.lora import lora_from_tensors
+from lora_workbench.nodes.add import LoraWorkbenchAdd
+from lora_workbench.nodes.lora_model import LoraModel, lora_of
+
+TENSORS = {"x.lora_down.weight": torch.ones(2, 6), "x.lora_up.weight": torch.ones(5, 2)}
+
+
+@pytest.fixture
+def node(host):
+    return LoraWorkbenchAdd.bound_to(host)()
+
+
+def test_a_dict_that_nobody_wrote_into_gives_the_lora_back():
+    lora = lora_from_tensors("a", TENSORS)
+    model = LoraModel(lora)
+    assert dict(model).keys() == {**model}.keys() == TENSORS.keys()
+    assert lora_of(model) is lora
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda model: model.__setitem__("x.lora_up.weight", torch.zeros(5, 2)),
+        lambda model: model.update({"x.lora_up.weight": torch.zeros(5, 2)}),
+        lambda model: model.__delitem__("x.lora_up.weight"),
+        lambda model: model.pop("x.lora_up.weight"),
+        lambda model: model.pop("gone", None),
+    ],
+)
+def test_what_another_node_wrote_into_it_counts(write):
+    """As core's nodes do with a state dict; the parsed LoRA would hide it."""
+    model = LoraModel(lora_from_tensors("a", TENSORS))
+    plain = dict(TENSORS)
+    write(model)
+    write(plain)
+    assert dict(model).keys() == plain.keys()
+    assert lora_of(model).sha256 == lora_from_tensors("b", plain).sha256
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, dict, LoraModel.copy])
+def test_a_copy_holds_the_same_tensors(host, copied):
+    host.write("a.safetensors")
+    lora = host.load_lora(LoraChoice("a"))
+    assert lora_of(copied(LoraModel(lora))).modules == lora.modules
+
+
+def test_core_s_plain_dict_is_named_in_memory(node):
+    """What TrainLoraNode gives."""
+    ((entry,),) = node.execute(TENSORS, " my style ", 0.8, 0.4)
+    assert tuple(entry) == ("<memory>/my style", 0.8, 0.4)
+    assert entry.item.lora.name == "<memory>/my style"
+    ((entry,),) = node.execute(TENSORS, "", 0.8, 0.4)
+    assert tuple(entry) == ("<memory>/lora_model", 0.8, 0.4)
+
+
+def test_a_lora_of_a_file_keeps_the_file_unless_it_is_renamed(host, node):
+    named = host.write("style/a.safetensors")
+    model = LoraModel(host.load_lora(LoraChoice("a")))
+    ((entry,),) = node.execute(model, "", 1.0, 1.0)
+    assert tuple(entry) == (named, 1.0, 1.0)
+    ((entry,),) = node.execute(model, "mine", 1.0, 1.0)
+    assert tuple(entry) == ("<memory>/mine", 1.0, 1.0)
+    assert entry.item.lora is model.lora
+    model["x.lora_up.weight"] = torch.zeros(5, 2)
+    ((entry,),) = node.execute(model, "", 1.0, 1.0)
+    assert entry[0] == "<memory>/lora_model"  # no longer what the file holds
+
+
+def test_it_comes_after_the_incoming_stack_which_is_not_changed(host, node):
+    host.write("a.safetensors")
+    incoming = [("a", 0.5, 0.5)]
+    (stack,) = node.execute(TENSORS, "b", 1.0, 1.0, lora_stack=incoming)
+    assert [entry[0] for entry in stack] == ["a.safetensors", "<memory>/b"]
+    assert incoming == [("a", 0.5, 0.5)]
+    assert [e[0] for e in node.execute(TENSORS, "b", 0.0, 0.0, stack)[0]] == [
+        "a.safetensors",
+        "<memory>/b",
+    ]
+
+
+def test_something_else_is_named(node):
+    with pytest.raises(LoraError, match="not a dict of tensors"):
+        node.execute(["a"], "", 1.0, 1.0)
