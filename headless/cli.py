@@ -15,13 +15,14 @@ from typing import NoReturn
 
 from ..lora_core.errors import LoraError
 from ..version import VERSION
-from . import demo, inspect_command, merge_command
+from . import demo, inspect_command, merge_command, run_command
 from .messages import write_error
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
 _COMMANDS = {
     "inspect": inspect_command,
     "merge": merge_command,
+    "run": run_command,
     "demo": demo,
 }
 
@@ -47,8 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
-        # A terminated command cleans up like an interrupted one.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # A terminated command cleans up like an interrupted one; so does one whose terminal closes.
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, signal.default_int_handler)
     try:
         return _run(arguments)
     except LoraError as error:

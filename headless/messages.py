@@ -8,5 +8,9 @@ from ..lora_core.explain import printable
 
 def write_error(error: LoraError) -> None:
     """Write an error's headline, facts and fix."""
-    lines = map(printable, str(error).splitlines())
-    sys.stderr.write("\n".join(lines) + "\n")
+    write_text(str(error))
+
+
+def write_text(text: str) -> None:
+    """Write lines; control characters in them are shown as escapes."""
+    sys.stderr.write("\n".join(map(printable, text.splitlines())) + "\n")

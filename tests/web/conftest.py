@@ -1,0 +1,153 @@
+"""The real frontend in a real browser, served by a real ComfyUI."""
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ..comfy.comfy_source import ComfyUnavailableError, comfyui_path
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SECONDS_TO_START = 240  # 20 on an idle machine
+READY = """() => Boolean(window.app && window.LiteGraph && app.extensionManager)
+    && Object.keys(LiteGraph.registered_node_types).length > 300"""
+# Through text: Playwright turns undefined into null. Frames: nodes settle their types in them.
+SHOW = """async (text) => {
+    await app.loadGraphData(JSON.parse(text))
+    const frame = () => new Promise((done) => setTimeout(() => requestAnimationFrame(done)))
+    await frame()
+    await frame()
+    const { output } = await app.graphToPrompt()
+    const types = LiteGraph.registered_node_types
+    const titles = {}
+    for (const { class_type: kind } of Object.values(output)) titles[kind] = types[kind]?.title
+    return JSON.stringify({ output, titles })
+}"""
+EVERY_NODE = """async (names) => {
+    app.graph.clear()
+    for (const name of names) app.graph.add(LiteGraph.createNode(name))
+    return JSON.stringify(app.graph.serialize())
+}"""
+
+
+def missing(what: str):
+    """Skip by name; in CI everything has to be there."""
+    if os.environ.get("LORA_WORKBENCH_CI") or os.environ.get("CI"):
+        pytest.fail(what, pytrace=False)
+    pytest.skip(what)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running ComfyUI without custom nodes."""
+
+    url: str
+    object_info: dict
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory) -> Server:
+    frontend = importlib.util.find_spec("comfyui_frontend_package")
+    if frontend is None:
+        missing("comfyui-frontend-package is not installed: see tests/web/requirements.txt")
+    try:
+        root = comfyui_path()
+    except ComfyUnavailableError as error:
+        missing(f"ComfyUI is missing: {error}")
+    base = tmp_path_factory.mktemp("comfyui")
+    settings = base / "user" / "default" / "comfy.settings.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"Comfy.TutorialCompleted": true}')  # no dialog of templates
+    static = Path(frontend.origin).parent / "static"
+    url, port = "http://127.0.0.1:", free_port()
+    command = [sys.executable, Path(__file__).parent / "run_comfyui.py", root, static, base, port]
+    log = base / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=output)
+    try:
+        yield Server(f"{url}{port}", wait_for_nodes(process, f"{url}{port}", log))
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for_nodes(process: subprocess.Popen, url: str, log: Path) -> dict:
+    """Return the answer of GET /object_info once the server gives one."""
+    end = time.monotonic() + SECONDS_TO_START
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            with urllib.request.urlopen(f"{url}/object_info", timeout=60) as answer:
+                return json.load(answer)
+        except urllib.error.URLError:
+            time.sleep(0.5)
+    pytest.fail(f"ComfyUI did not start.\n{log.read_text()[-3000:]}", pytrace=False)
+
+
+class Frontend:
+    """The canvas in a browser tab."""
+
+    def __init__(self, page):
+        self._page = page
+
+    def prompt(self, workflow: dict) -> tuple[dict, dict]:
+        """Show a workflow; return the prompt that the canvas would send and its classes' titles."""
+        shown = json.loads(self._page.evaluate(SHOW, json.dumps(workflow)))
+        return shown["output"], shown["titles"]
+
+    def canvas_of(self, names: list[str]) -> dict:
+        """Return the workflow of a canvas with one fresh node of each class."""
+        return json.loads(self._page.evaluate(EVERY_NODE, names))
+
+
+@pytest.fixture(scope="session")
+def frontend(server) -> Frontend:
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("playwright is not installed: see tests/web/requirements.txt")
+    chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if chromium is None:
+        missing("there is no Chromium on this machine")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGUMENTS)
+        page = browser.new_page()
+        page.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
+        page.goto(server.url)
+        wait_until_ready(page)
+        yield Frontend(page)
+        browser.close()
+
+
+def wait_until_ready(page):
+    # Not wait_for_function: it was seen to wait for ever on a busy machine.
+    for _ in range(600):
+        if page.evaluate(READY):
+            page.wait_for_timeout(500)
+            return
+        page.wait_for_timeout(200)
+    pytest.fail("The frontend did not come up.", pytrace=False)
