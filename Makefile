@@ -9,7 +9,7 @@ REAL_FILES ?= $(wildcard ../shared/data/real_files)
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-REQUIREMENTS := pyproject.toml constraints.txt tests/comfy/requirements.txt
+REQUIREMENTS := pyproject.toml constraints.txt tests/comfy/requirements.txt tests/web/requirements.txt
 
 .PHONY: demo test test-comfy check fuzz bench
 
@@ -18,8 +18,10 @@ demo: $(INSTALLED)
 
 # pytest as a command, not `python -m pytest`: that would put this folder on sys.path, and our nodes/ before ComfyUI's nodes.py.
 # ComfyUI runs in its own process: diffusers cannot be imported beside the torchvision stub.
+# tests/web starts a ComfyUI server and a browser; without Chromium it is skipped.
 test: $(INSTALLED)
-	$(BIN)/pytest -m "not slow" --ignore=tests/comfy tests
+	$(BIN)/pytest -m "not slow" --ignore=tests/comfy --ignore=tests/web tests
+	COMFYUI_PATH="$(COMFYUI_PATH)" $(BIN)/pytest -m "not slow" tests/web
 	COMFYUI_PATH="$(COMFYUI_PATH)" $(BIN)/pytest -m "not slow" tests/comfy
 
 # make test-comfy COMFYUI_PATH=~/ComfyUI runs the same tests in that ComfyUI.
@@ -39,7 +41,7 @@ bench: $(INSTALLED)
 
 $(INSTALLED): $(REQUIREMENTS) | $(BIN)/python
 	$(BIN)/python -m pip install -qq --disable-pip-version-check $(CONSTRAINTS:%=-c %) \
-		-e '.[dev]' -r tests/comfy/requirements.txt
+		-e '.[dev]' -r tests/comfy/requirements.txt -r tests/web/requirements.txt
 	touch $@
 
 $(BIN)/python:
