@@ -13,6 +13,7 @@ import aiohttp
 from yarl import URL
 
 from ..lora_core.errors import LoraError
+from .new_file import new_file
 from .run_errors import NodeError, RunFailedError, failure, refusals
 
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=300)
@@ -139,7 +140,7 @@ class ComfyClient:
         name = "".join(letter if letter.isprintable() else "_" for letter in last)
         async with self._request("GET", "view", params=dict(file)) as response:
             await _require(response)
-            path = _new_file(folder, name)
+            path = new_file(folder, name)
             try:
                 with path.open("wb") as part:
                     async for chunk in response.content.iter_chunked(_CHUNK):
@@ -344,19 +345,6 @@ async def _object(response: aiohttp.ClientResponse) -> dict[str, Any]:
             "check that the address is ComfyUI's own, or that its proxy passes everything on.",
         )
     return answer
-
-
-def _new_file(folder: Path, name: str) -> Path:
-    """Create an empty file that did not exist: ``name``, or with -1, -2, ... before its ending."""
-    path, number = folder / name, 0
-    while True:
-        try:
-            path.touch(exist_ok=False)
-        except FileExistsError:
-            number += 1
-            path = folder / f"{Path(name).stem}-{number}{Path(name).suffix}"
-        else:
-            return path
 
 
 def _problem(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """A ComfyUI of our own: started from its folder, stopped at the end."""
 
 import os
+import re
 import shlex
 import signal
 import socket
@@ -19,6 +20,7 @@ _HOST = "127.0.0.1"
 _START_SECONDS = 600.0  # large installs with many packs take minutes
 _STOP_SECONDS = 10.0
 _TAIL_LINES = 20
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\].*?(?:\x07|\x1b\\)|[@-Z\\^_])")  # colours etc.
 # Where people keep the Python of a ComfyUI; the last is the portable build for Windows.
 _PYTHONS = (
     "venv/bin/python",
@@ -115,7 +117,7 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Pat
 
 
 def _not_started(problem: str, log: Path) -> RunFailedError:
-    lines = log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+    lines = _ESCAPES.sub("", log.read_text(errors="replace")).splitlines()[-_TAIL_LINES:]
     tail = "\n".join(f"    {line}" for line in lines) or "    (empty)"
     fix = "start ComfyUI by hand once and cure what it says."
     if any("NVIDIA" in line or "CUDA" in line for line in lines):

@@ -1,8 +1,12 @@
 """Progress on standard error."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
+
+from ..lora_core.explain import printable
+from .set_inputs import node_name
 
 
 @contextmanager
@@ -44,3 +48,27 @@ def graph_bar(total: int) -> Iterator[Callable[[float, str], object]]:
             bar.set_description_str(text)
 
         yield show
+
+
+def following(
+    prompt: Mapping[str, Any], show: Callable[[float, str], object]
+) -> Callable[[str, Mapping[str, Any]], None]:
+    """Turn events into nodes done, in fractions, and the name of the node that runs."""
+    cached, shares, running = 0, dict[str, float](), ""
+
+    def watch(event: str, data: Mapping[str, Any]) -> None:
+        nonlocal cached, running
+        if event == "execution_cached":
+            cached = len(data["nodes"])
+        elif event == "executing" and data["node"]:
+            running = printable(node_name(data["node"], prompt))
+        elif event == "progress_state":
+            shares.update({node: _share(state) for node, state in data["nodes"].items()})
+        show(cached + sum(shares.values()), running)
+
+    return watch
+
+
+def _share(state: Mapping[str, Any]) -> float:
+    """How much of one node is done, 0 to 1."""
+    return min(state["value"] / state["max"], 1.0) if state["max"] else 0.0

@@ -47,11 +47,13 @@ class NodeError:
         return {**document, "traceback": self.traceback} if verbose else document
 
     def to_text(self, verbose: bool) -> str:
-        """Where it happened, then the message indented."""
+        """Where it happened, then the message indented; as it is when the graph is not to blame."""
         lines = self.message.splitlines()
         if verbose:
             lines += self.traceback.splitlines()
         where = ", ".join(part for part in (self._node_text(), self._input_text()) if part)
+        if not where and self.kind == RunFailedError.__name__:
+            return "\n".join(lines)
         return "\n".join([f"{where or 'The graph'}:", *(f"  {line}" for line in lines)])
 
     def _node_text(self) -> str:

@@ -169,16 +169,14 @@ def _near(wanted: str, names: list[str]) -> list[str]:
 
 def _missing(choice: LoraChoice, names: list[str], same: list[str]) -> LoraError:
     near = _near(choice.name, names)
-    facts: dict[str, object] = {"sha256": choice.sha256 or "not pinned"}
+    facts: dict[str, object] = {"sha256": choice.sha256} if choice.sha256 else {}
     if same:
         facts["Files of this name"] = ", ".join(same)
         return LoraError(
             f"Several LoRA files are called {choice.name}.", facts, "give the name with its folder."
         )
-    facts["Near matches"] = ", ".join(near) or "none"
-    fix = (
-        f"use {near[0]!r}, or put the file into a LoRA folder."
-        if near
-        else ("put the file into a LoRA folder and refresh the list.")
-    )
+    fix = "put the file into a LoRA folder and refresh the list."
+    if near:
+        facts["Near matches"] = ", ".join(near)
+        fix = f"use {near[0]!r}, or put the file into a LoRA folder."
     return LoraError(f"The LoRA file {choice.name} is missing.", facts, fix)

@@ -2,11 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from .errors import LoraError, NothingMatchedError, ShapeMismatchError, UnsupportedFormatError
+from .formats.suffixes import BFL_CONTROL
 from .lora import Lora, LoraModule, Part
 from .models.target import ModuleTargets, Target
 
@@ -17,7 +18,14 @@ UNSUPPORTED = "not supported"
 NOT_USED_HERE = "not used here"
 UNKNOWN = "unknown name"
 
+# Kinds, and of kinds that several writers spell their own way the roles, that ComfyUI reads.
+_KINDS_OF_COMFYUI = frozenset({"loha", "lokr", "glora", "set"})
+_SUFFIXES_OF_COMFYUI = {"dora": ".dora_scale", "oft": ".oft_blocks"}
+
 _FIRST_CONVOLUTION = "input_blocks.0.0.weight"
+_WITH_COMFYUI = (
+    "until LoRA Workbench supports it, load this file with ComfyUI's own LoraLoader node."
+)
 _TEXT_ENCODER_NAMES = (
     *("lora_te", "lora_prior_te", "oft_te", "text_encoder", "text_model.", "encoder.layers."),
     *("clip_l.", "clip_g.", "clip_h.", "base_model.model.text_model.", "text_projection"),
@@ -38,7 +46,8 @@ class NameTable(Protocol):
 class BoundPart:
     """One part of one module, and where it goes.
 
-    ``target`` is None unless ``verdict`` is ``"used"`` or ``"shape mismatch"``.
+    ``target`` is None unless ``verdict`` is ``"used"`` or ``"shape mismatch"``. A part that is
+    ``"not supported"`` is one without which the others make no sense.
     """
 
     module: LoraModule
@@ -64,10 +73,14 @@ class TensorRow:
 
 @dataclass(frozen=True)
 class Binding:
-    """A LoRA seen from one model: every tensor accounted for."""
+    """A LoRA seen from one model: every tensor accounted for.
+
+    ``refused`` are the modules that address a weight of the model but cannot be applied.
+    """
 
     lora: Lora
     parts: tuple[BoundPart, ...]
+    refused: tuple[LoraModule, ...] = ()
 
     def used(self) -> tuple[BoundPart, ...]:
         """The parts that change a weight of the model."""
@@ -109,8 +122,8 @@ class Binding:
                 ``"error"`` does not.
 
         Raises:
-            UnsupportedFormatError: the file as a whole, or each of its modules, is of a kind that
-                is not supported.
+            UnsupportedFormatError: the file as a whole, each of its modules, or a part that the
+                others need, is of a kind that is not supported.
             ShapeMismatchError: a name matches a weight of another shape.
             NothingMatchedError: no tensor addresses a weight of this model.
             LoraError: ``unmatched`` is ``"error"`` and some tensor is not used.
@@ -123,6 +136,7 @@ class Binding:
                 "convert it to the kohya or PEFT format with the tool that wrote it.",
             )
         self._check_shapes()
+        self._check_supported()
         if not self.used() and not any(b.verdict == NOT_USED_HERE for b in self.parts):
             self._raise_nothing_matched()
         if unmatched == "error":
@@ -143,20 +157,36 @@ class Binding:
                 "use a LoRA made for this base, or load the base it was made for.",
             )
 
+    def _check_supported(self) -> None:
+        needed = [bound for bound in self.parts if bound.verdict == UNSUPPORTED]
+        if needed:
+            raise UnsupportedFormatError(
+                f"{self.lora.name} cannot be applied: {needed[0].reason}.",
+                {"Module": needed[0].module.lora_key},
+                _WITH_COMFYUI,
+            )
+
     def _raise_nothing_matched(self) -> None:
         lora = self.lora
-        kinds = Counter(module.kind for module in lora.modules.values() if module.problem)
-        if kinds and sum(kinds.values()) == len(lora.modules):
-            problem = next(m.problem for m in lora.modules.values() if m.problem)
-            raise UnsupportedFormatError(
-                f"{lora.name} cannot be applied: {problem}.",
-                {"Modules": ", ".join(f"{n} {kind}" for kind, n in kinds.items())},
-                "use a file of plain LoRA, LoCon, diff or norm modules.",
-            )
+        modules = tuple(lora.modules.values())
+        if modules and all(module.problem for module in modules):
+            self._raise_unsupported(modules)
+        if self.refused:
+            self._raise_unsupported(self.refused)
         raise NothingMatchedError(
             f"{lora.name} is not for this model: none of its tensors addresses a weight of it.",
             {"Tensors": len(lora.file.tensors), "First": next(iter(lora.file.tensors), "none")},
             "use a LoRA made for this base; `lora-workbench inspect` names the base of a file.",
+        )
+
+    def _raise_unsupported(self, modules: Sequence[LoraModule]) -> None:
+        kinds = Counter(module.kind for module in modules)
+        raise UnsupportedFormatError(
+            f"{self.lora.name} cannot be applied: {modules[0].problem}.",
+            {"Modules": ", ".join(f"{n} {kind}" for kind, n in kinds.items())},
+            _WITH_COMFYUI
+            if all(map(_is_read_by_comfyui, modules))
+            else "use a file of plain LoRA, LoCon, diff or norm modules.",
         )
 
     def _check_complete(self) -> None:
@@ -172,7 +202,21 @@ class Binding:
 
 def bind(lora: Lora, table: NameTable) -> Binding:
     """Find the weight of every module of a LoRA by name and shape. Reads no factor."""
-    return Binding(lora, tuple(_bound_parts(lora, table)))
+    refused = () if lora.problem else tuple(_refused(lora, table))
+    return Binding(lora, tuple(_bound_parts(lora, table)), refused)
+
+
+def _refused(lora: Lora, table: NameTable) -> Iterator[LoraModule]:
+    for module in lora.modules.values():
+        if module.problem is not None and table.find(module.lora_key):
+            yield module
+
+
+def _is_read_by_comfyui(module: LoraModule) -> bool:
+    suffix = _SUFFIXES_OF_COMFYUI.get(module.kind)
+    if suffix is None:
+        return module.kind in _KINDS_OF_COMFYUI
+    return any(key.endswith(suffix) for key in module.keys.values())
 
 
 def _bound_parts(lora: Lora, table: NameTable) -> Iterator[BoundPart]:
@@ -219,6 +263,10 @@ def _bound(
     if target is None:
         return BoundPart(module, part, None, UNMATCHED, f"the module has no {part.of}")
     if not _fits(lora, part, target):
+        if _widens(lora, module, part, target):
+            shapes = f"from {list(target.shape)} to {list(_delta_shape(lora, part))}"
+            reason = f"a weight must grow {shapes} (reshape_weight), which is not supported yet"
+            return BoundPart(module, part, None, UNSUPPORTED, reason)
         reason = f"{_described(lora, part)}, weight {list(target.shape)}"
         return BoundPart(module, part, target, MISMATCHED, reason)
     return BoundPart(module, part, target, USED)
@@ -246,6 +294,20 @@ def _fits(lora: Lora, part: Part, target: Target | None) -> bool:
     return can_pad and delta[1] < wanted[1] and delta[:1] + delta[2:] == wanted[:1] + wanted[2:]
 
 
+def _widens(lora: Lora, module: LoraModule, part: Part, target: Target) -> bool:
+    """Whether a file of a larger input layer means the weight to grow, with zeros.
+
+    Source: ComfyUI's ``reshape_weight``, which it adds to BFL's control LoRAs when it reads them.
+    """
+    is_meant = "reshape_weight" in module.keys or (
+        BFL_CONTROL in lora.formats and module.lora_key == "img_in"
+    )
+    if not is_meant or part.kind != "lora":
+        return False
+    delta, stored = _delta_shape(lora, part), target.shape
+    return delta[0] >= stored[0] and math.prod(delta) > math.prod(stored)
+
+
 def _delta_shape(lora: Lora, part: Part) -> tuple[int, ...]:
     if part.kind == "lora":
         up, down = lora.shape(part.keys["up"]), lora.shape(part.keys["down"])
@@ -265,6 +327,7 @@ def _described(lora: Lora, part: Part) -> str:
     return ", ".join(f"{role} {list(lora.shape(key))}" for role, key in part.keys.items())
 
 
+_ROLES_OF_FACTORS = ("alpha", "reshape_weight")
 _RULES: Mapping[str, str] = {
     "lora": "scale * up @ down",
     "tucker": "scale * up @ (mid x down)",
@@ -281,10 +344,10 @@ def _row(
     if problem is not None:
         return TensorRow(key, module.lora_key, role, None, "", None, UNSUPPORTED, problem)
     own = [b for b in bounds if role in b.part.keys] or (
-        [b for b in bounds if b.part.kind == "lora"] if role == "alpha" else []
+        [b for b in bounds if b.part.kind == "lora"] if role in _ROLES_OF_FACTORS else []
     )
     if not own:
-        reason = "alpha has no effect on a full difference"
+        reason = f"{role} has no effect on a full difference"
         return TensorRow(key, module.lora_key, role, None, "", None, UNMATCHED, reason)
     bound = own[0]
     rule = "tucker" if "mid" in bound.part.keys else bound.part.kind

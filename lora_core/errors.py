@@ -3,12 +3,23 @@
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
+# What ComfyUI shows before a message; it loads the pack as a module named after its folder's path.
+# Pickle would look the class up in this module, but no error leaves its process, and copies and
+# threads do not look.
+_SHOWN_MODULE = "lora_workbench"
+
 
 class LoraError(ValueError):
     """The input cannot be used; the message says why and what to change.
 
     The text is ``headline``, one indented ``name: value`` line per fact, then ``Fix: ...``.
     """
+
+    __module__ = _SHOWN_MODULE
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.__module__ = _SHOWN_MODULE
 
     def __init__(
         self, headline: str, facts: Mapping[str, object] | None = None, fix: str = ""

@@ -7,7 +7,16 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any
 
-from .binding import MISMATCHED, UNMATCHED, USED, Binding, NameTable, TensorRow, bind
+from .binding import (
+    MISMATCHED,
+    UNMATCHED,
+    UNSUPPORTED,
+    USED,
+    Binding,
+    NameTable,
+    TensorRow,
+    bind,
+)
 from .errors import LoraError
 from .family import BaseMatch, detect_lora_family, known_tables, match_bases
 from .lora import Lora, all_finite
@@ -71,9 +80,11 @@ class Report:
     def verdict(self) -> str:
         """One of the constants of this module."""
         lora, verdicts = self.lora, {row.verdict for row in self.rows}
+        needed = any(bound.verdict == UNSUPPORTED for bound in self.binding.parts)
         if verdicts == {USED}:
             return FITS
-        if lora.problem or (lora.modules and all(m.problem for m in lora.modules.values())):
+        all_refused = bool(lora.modules) and all(m.problem for m in lora.modules.values())
+        if lora.problem or all_refused or needed:
             return NOT_SUPPORTED
         if self.no_table is not None:
             return UNKNOWN_BASE if self.family is None else NOT_SUPPORTED

@@ -20,7 +20,6 @@ from .formats.suffixes import Role, split_key
 
 _WHOLE_FILE_KINDS = {
     "nameless": "cloneofsimo file: its keys are numbers in traversal order, not module names",
-    "xlabs": "x-labs Flux file",
 }
 _CONTROL_LORA_KEY = "lora_controlnet"
 _PEFT_CONFIG = "adapter_config.json"
@@ -369,6 +368,8 @@ def _kind(roles: Iterable[Role]) -> str:
 def _problem(kind: str, keys: Mapping[str, str]) -> str | None:
     if kind == "unknown":
         return "no factors stand beside " + ", ".join(keys.values())
+    if kind == "set":
+        return "set_weight, which replaces a whole weight, is not supported yet"
     if kind not in ("lora", "diff", "norm"):
         return f"{kind} modules are not supported yet"
     if "scale_override" in keys:
@@ -383,7 +384,7 @@ def _factor_problem(keys: Mapping[str, str], file: TensorFile) -> str | None:
     """Why the tensors of one module are no factors or do not fit each other, or None."""
     for role, key in keys.items():
         dtype = file.tensors[key].dtype
-        if role != "alpha" and not dtype.is_floating_point:
+        if role not in ("alpha", "reshape_weight") and not dtype.is_floating_point:
             return f"the {role} tensor holds {dtype} numbers"
     if "down" not in keys:
         return None

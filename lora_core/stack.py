@@ -129,9 +129,14 @@ def make_plan(stack: Sequence[StackItem], table: NameTable, unmatched: str = "re
     bindings = tuple(bind(item.lora, table) for item in active)
     for binding in bindings:
         binding.check(unmatched)
-    several = len({item.lora.file_key for item in active}) > 1
+    return plan_of_bound(tuple(zip(active, bindings, strict=True)))
+
+
+def plan_of_bound(stack: Sequence[tuple[StackItem, Binding]]) -> Plan:
+    """Plan items that are bound to a model already, as ``make_plan`` does; refuses nothing."""
+    several = len({item.lora.file_key for item, _ in stack}) > 1
     grouped: dict[str, dict[tuple[str, ShareKey], list[_Share]]] = {}
-    for item, binding in zip(active, bindings, strict=True):
+    for item, binding in stack:
         digest = item.lora.sha256 if several else ""
         for bound in binding.used():
             assert bound.target is not None
@@ -139,6 +144,7 @@ def make_plan(stack: Sequence[StackItem], table: NameTable, unmatched: str = "re
             storage = grouped.setdefault(bound.target.target_key, {})
             storage.setdefault((digest, _share_key(bound.module, bound.part)), []).append(share)
     planned = {key: _terms(shares) for key, shares in grouped.items()}
+    bindings = tuple(binding for _, binding in stack)
     return Plan({key: terms for key, terms in planned.items() if terms}, bindings)
 
 

@@ -6,7 +6,7 @@ from ..hosts import LoraChoice
 from ..lora_core.stack import StackItem
 from .base import Node
 from .lora_model import lora_of
-from .lora_stack import MEMORY_PREFIX, StackEntry, read_stack
+from .lora_stack import StackEntry, read_stack
 from .report import inspection_report
 
 
@@ -15,8 +15,8 @@ class LoraWorkbenchInspect(Node):
 
     DISPLAY_NAME = "Inspect LoRA"
     DESCRIPTION = (
-        "Says what each LoRA is: kind, ranks, alphas, base, metadata; and with a model connected "
-        "which weight each tensor changes, or why none."
+        "Says what each LoRA is: kinds, ranks, alphas, base, metadata; and with a model connected "
+        "how many tensors change a weight of it, and why the others do not."
     )
     SEARCH_ALIASES = ("lora info", "lora metadata", "lora keys")
     RETURN_TYPES = ("STRING",)
@@ -48,7 +48,7 @@ class LoraWorkbenchInspect(Node):
         entries, _ = read_stack(lora_stack, lambda name: self.host.load_lora(LoraChoice(name)))
         if lora_model is not None:
             lora = lora_of(lora_model)
-            entries.insert(0, StackEntry(f"{MEMORY_PREFIX}{lora.name}", StackItem(lora)))
+            entries.insert(0, StackEntry(lora.name, StackItem(lora)))
         bindings = self.host.bindings(model, clip, [entry.item for entry in entries])
         report = inspection_report(entries, bindings)
         return {"ui": {"text": [report]}, "result": (report,)}

@@ -5,7 +5,7 @@ from typing import Any
 from ..hosts import LoraChoice
 from .base import Node
 from .lora_stack import read_stack
-from .report import receipt
+from .report import counted, receipt
 
 _MODES = ["on_device", "bake"]
 _UNDO = ["auto", "residual", "file", "full"]
@@ -70,6 +70,6 @@ class LoraWorkbenchMerge(Node):
         """Merge the stack into clones; the receipt is also shown on the node."""
         entries, notes = read_stack(lora_stack, lambda name: self.host.load_lora(LoraChoice(name)))
         merged = self.host.merge(model, clip, [entry.item for entry in entries], mode, undo)
-        headline = f"{len(merged.bindings)} LoRAs merged · {merged.path}"
+        headline = f"{counted(len(merged.bindings), 'LoRA')} merged · {merged.path}"
         text = receipt(headline, merged, entries, notes)
         return {"ui": {"text": [text]}, "result": (merged.model, merged.clip, text)}

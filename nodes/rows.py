@@ -13,6 +13,8 @@ from ..lora_core.weighting import Weighting
 
 VERSION = 1
 TAG = re.compile(r"<lora:([^:<>]+)(?::([^:<>]*))?(?::([^:<>]*))?>")
+# A fresh node shows "[]"; people type their tags before or after it.
+_DEFAULT = re.compile(r"^\[\s*\]|\[\s*\]$")
 _FIELDS = ("on", "name", "sha256", "size", "model", "clip", "weighting")
 
 
@@ -64,12 +66,12 @@ def parse_rows(value: str) -> Rows:
 
     Accepts versioned JSON (``{"version": 1, "rows": [...]}`` or a bare list of rows), lines of
     ``<lora:name:1:0.8>``, and Python's ``str()`` of either JSON form: what is left of a raw object
-    in an API prompt.
+    in an API prompt. ``[]``, what a fresh node holds, may stand before or after the lines.
 
     Raises:
         LoraError: the text is none of these, or a field has a wrong type or range.
     """
-    text = value.strip()
+    text = _DEFAULT.sub("", value.strip()).strip()
     if not text:
         return Rows(())
     if text[0] in "[{":
@@ -100,11 +102,16 @@ def _data(text: str) -> tuple[object, str | None]:
         note = "the rows came as a Python value, not as JSON text: send json.dumps(rows)"
         return ast.literal_eval(text), note
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise LoraError(
-            "The rows are neither JSON nor <lora:name:strength> lines.",
-            {"Got": text[:80], "Cause": error},
-            'write [{"name": "file.safetensors", "model": 1.0}] or <lora:file:1.0>.',
-        ) from error
+        raise _unreadable({"Got": text[:80]}) from error
+
+
+def _unreadable(facts: Mapping[str, object]) -> LoraError:
+    return LoraError(
+        "The rows are neither JSON nor <lora:name:strength> lines.",
+        {"Expected": "a JSON list of rows, or <lora:name:strength> lines; not both", **facts},
+        'write [{"name": "file.safetensors", "model": 1.0}], '
+        "or one <lora:file:1.0> or <lora:file:1.0:0.8> per line.",
+    )
 
 
 def _items(data: object) -> Sequence[object]:
@@ -184,11 +191,7 @@ def _fields(row: Row) -> dict[str, Any]:
 def _tagged_rows(text: str) -> list[Row]:
     rest = TAG.sub("", text).strip(" \t\r\n,")
     if rest:
-        raise LoraError(
-            "The rows are neither JSON nor <lora:name:strength> lines.",
-            {"Not understood": rest[:80]},
-            "write one <lora:file:1.0> or <lora:file:1.0:0.8> per line.",
-        )
+        raise _unreadable({"Not understood": rest[:80]})
     return [tag_row(match) for match in TAG.finditer(text)]
 
 

@@ -17,9 +17,12 @@ class LoraWorkbenchSaveModel(Node):
         "which LoRAs these are. Never overwrites a file."
     )
     SEARCH_ALIASES = ("save checkpoint", "export model", "save merged checkpoint")
-    RETURN_TYPES = ("STRING",)
-    RETURN_NAMES = ("path",)
-    OUTPUT_TOOLTIPS = ("Where the file lies.",)
+    RETURN_TYPES = ("STRING", "STRING")
+    RETURN_NAMES = ("path", "receipt")
+    OUTPUT_TOOLTIPS = (
+        "Where the file lies.",
+        "What the file holds, and what rounding to quantised layers changed.",
+    )
     OUTPUT_NODE = True
 
     @classmethod
@@ -61,4 +64,4 @@ class LoraWorkbenchSaveModel(Node):
         workflow = {"prompt": prompt, **(extra_pnginfo or {})} if prompt is not None else {}
         saved = self.host.save_model(model, clip, vae, filename, dtype, workflow)
         text = receipt(str(saved.path), saved)
-        return {"ui": {"text": [text]}, "result": (str(saved.path),)}
+        return {"ui": {"text": [text]}, "result": (str(saved.path), text)}

@@ -1,6 +1,6 @@
 """Which LoRAs the weights of a patcher carry or will carry."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,14 +40,3 @@ def lineage(patcher: Any) -> tuple[StackItem, ...]:
 def common_lineage(patchers: Iterable[Any]) -> tuple[StackItem, ...]:
     """The items of several patchers of one model, each once."""
     return tuple({id(item): item for p in patchers for item in lineage(p)}.values())
-
-
-def described(item: StackItem) -> Mapping[str, Any]:
-    """An item as plain data. Hashes the file the first time."""
-    return {
-        "name": item.lora.name,
-        "sha256": item.lora.sha256,
-        "strength_model": item.strength_model,
-        "strength_clip": item.strength_clip,
-        "weighting": item.weighting.to_text(),
-    }

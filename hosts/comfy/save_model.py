@@ -20,9 +20,10 @@ from ...lora_core.errors import LoraError, UnknownChoiceError
 from ...lora_core.files.safetensors_file import SafetensorsFile, open_safetensors
 from ...lora_core.files.write import SafetensorsWriter
 from ...lora_core.patching.merge_file import MERGED_KEY, merged_metadata
+from ..merged_entry import described
 from ..protocol import Saved
 from .base_checkpoint import checkpoint_files
-from .lineage import common_lineage, described
+from .lineage import common_lineage
 from .quantised_error import QuantisedError, quantised_errors
 from .runtime import runtime_notes
 

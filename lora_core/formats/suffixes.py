@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+BFL_CONTROL = "bfl-control"
+"""Black Forest Labs' LoRAs that make Flux take a control picture: plain names, own q/k norms."""
+
 
 class Role(NamedTuple):
     """What one tensor is to its module.
@@ -41,12 +44,12 @@ _SHARED = {
     "lora_magnitude_vector": "magnitude",
     "lora_magnitude_vector.weight": "magnitude",
     "magnitude": "magnitude",
+    "reshape_weight": "reshape_weight",
 }
 _OTHERS = {
     "diff": ("diff", "diff_b"),
     "norm": ("w_norm", "b_norm"),
     "set": ("set_weight",),
-    "reshape": ("reshape_weight",),
     "loha": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
     "lokr": (
         *("lokr_w1", "lokr_w1_a", "lokr_w1_b"),
@@ -80,6 +83,7 @@ _OLD_DIFFUSERS = re.compile(r"^(.+)_lora\.(down|up)\.weight$")
 _XLABS = re.compile(r"^((?:double|single)_blocks\.\d+\.processor\..+)\.(down|up)\.weight$")
 _FLATTENED = re.compile(r"^(.+)_lora_(down|up|mid)\.weight$")
 _NAMELESS = re.compile(r"^(unet|text_encoder):\d+:(up|down)$")
+_REPLACED_NORM = "_norm.scale"
 _EMBEDDING = re.compile(r"^(<.+>|bundle_emb\..+)$")
 
 
@@ -88,6 +92,8 @@ def split_key(key: str) -> tuple[str, Role] | None:
 
     Returns None when no suffix of the grammar ends the name.
     """
+    if key.endswith(_REPLACED_NORM):
+        return key.removesuffix(".scale"), Role("set", "set_weight", BFL_CONTROL)
     parts = key.rsplit(".", 3)
     for count in range(len(parts) - 1, 0, -1):
         suffix = ".".join(parts[-count:])
@@ -103,7 +109,7 @@ def _split_irregular(key: str) -> tuple[str, Role] | None:
         role = SUFFIXES.get(suffix) or SUFFIXES.get(match[1])
         return (key[: match.start()], role) if role else None
     if match := _XLABS.match(key):
-        return match[1], Role("xlabs", match[2], "xlabs")
+        return match[1], Role("lora", match[2], "xlabs")
     if match := _OLD_DIFFUSERS.match(key):
         return match[1], Role("lora", match[2], "diffusers-attn-processor")
     if match := _FLATTENED.match(key):

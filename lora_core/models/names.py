@@ -1,5 +1,6 @@
 """Every name under which writers of LoRA files address a module."""
 
+import re
 from collections.abc import Iterator
 
 _ATTENTION_OF_UNET = (".attn1.to_", ".attn2.to_")
@@ -29,6 +30,17 @@ _REWRITES = (
     ("base_model.model.", ""),
     ("unet.unet.", "unet."),
 )
+
+# Names of x-labs (USO too), which put all LoRAs of a Flux block on its attention processor.
+_PROCESSOR = re.compile(r"((?:double|single)_blocks\.\d+)\.processor\.(\w+)")
+_PROCESSOR_MODULES = {
+    "qkv_lora1": "img_attn.qkv",
+    "proj_lora1": "img_attn.proj",
+    "qkv_lora2": "txt_attn.qkv",
+    "proj_lora2": "txt_attn.proj",
+    "qkv_lora": "linear1_qkv",
+    "proj_lora": "linear2",
+}
 
 
 def flat(name: str) -> str:
@@ -87,7 +99,7 @@ def _old_spellings(name: str) -> Iterator[str]:
 
 
 def rewritten(lora_key: str) -> Iterator[str]:
-    """Yield cured spellings of a malformed module name, each one step further than the last.
+    """Yield other spellings of a module name: malformed ones cured step by step, x-labs' own.
 
     A caller takes the first that its table knows; no rewrite is a guess by itself.
 
@@ -104,3 +116,6 @@ def rewritten(lora_key: str) -> Iterator[str]:
         yield stripped
     if stripped.startswith("lora_") and "." in stripped:
         yield flat(stripped)
+    processor = _PROCESSOR.fullmatch(stripped)
+    if processor and processor[2] in _PROCESSOR_MODULES:
+        yield f"{processor[1]}.{_PROCESSOR_MODULES[processor[2]]}"

@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import subprocess
+import sys
 
 import pytest
 
@@ -13,6 +16,7 @@ from .comfy_source import REPOSITORY
 
 API = sorted((REPOSITORY / "examples" / "api").glob("*.json"))
 UI = sorted((REPOSITORY / "example_workflows").glob("*.json"))
+ONLY_IN_COMFYUI = ("schedule-hooks",)
 SMALL = {"EmptyLatentImage": {"width": 64, "height": 64}, "KSampler": {"steps": 2}}
 
 every_api_example = pytest.mark.parametrize("path", API, ids=lambda path: path.stem)
@@ -60,6 +64,26 @@ def test_an_example_runs(path, server, models, tmp_path, capsys):
     assert ours
 
 
+@every_api_example
+def test_the_embedded_host_runs_an_example_in_the_same_order(
+    path, server, server_base, models, tmp_path, capsys
+):
+    server.forget()
+    common = ["run", str(path), *small(path), "--json"]
+    code = main([*common, "--comfyui", server.address, "--output", str(tmp_path / "comfyui")])
+    theirs = json.loads(capsys.readouterr().out)
+    options = ["--models", str(server_base / "models"), "--output", str(tmp_path / "embedded")]
+    command = [sys.executable, "-m", "lora_workbench.headless.cli", *common, *options]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    ours = json.loads(finished.stdout)
+    if path.stem in ONLY_IN_COMFYUI:
+        assert finished.returncode == 2
+        assert "--comfyui" in finished.stderr
+        return
+    assert (code, finished.returncode, ours["errors"]) == (0, 0, [])
+    assert ours["executed"] == theirs["executed"]
+
+
 @every_workflow
 def test_a_workflow_is_its_api_example_on_the_canvas(path, server):
     expected = json.loads((REPOSITORY / "examples" / "api" / path.name).read_text())
@@ -69,6 +93,28 @@ def test_a_workflow_is_its_api_example_on_the_canvas(path, server):
 def test_comfyui_offers_the_workflows_as_templates(server):
     (offered,) = server.get("workflow_templates").values()
     assert sorted(offered) == [path.stem for path in UI]
+
+
+@every_workflow
+def test_a_note_names_the_files_that_a_workflow_needs(path):
+    (note,) = (node for node in json.loads(path.read_text())["nodes"] if node["type"] == "Note")
+    graph = (REPOSITORY / "examples" / "api" / path.name).read_text()
+    for name in re.findall(r"([\w-]+)\.safetensors|<lora:([\w-]+)", graph):
+        assert f"{''.join(name)}.safetensors" in note["widgets_values"][0]
+
+
+@every_workflow
+def test_a_workflow_opens_beside_the_bars_of_the_canvas(path):
+    workflow = json.loads(path.read_text())
+    view = workflow["extra"]["ds"]
+    left, top = (
+        min(
+            view["scale"] * (node["pos"][axis] + view["offset"][axis]) for node in workflow["nodes"]
+        )
+        for axis in (0, 1)
+    )
+    assert left > 60 + 20  # pixels of the sidebar
+    assert top - 30 > 88  # of the tabs and the menu, above a title
 
 
 @every_workflow

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import pytest
 import torch
@@ -182,62 +183,88 @@ def test_no_file_is_overwritten(comfy, executor, slim_checkpoint):
         path.unlink()
 
 
-@pytest.fixture(scope="module")
-def quantised_checkpoint(comfy, slim_checkpoint):
-    """The slim checkpoint with its feed-forward layers in fp8, as ComfyUI 0.30 stores them."""
+# What ComfyUI 0.30 calls a format, and the dtype in which a file holds its numbers.
+FORMATS = {
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "mxfp8": torch.float8_e4m3fn,
+    "int8_tensorwise": torch.int8,
+    "nvfp4": torch.uint8,
+}
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def quantised_checkpoint(request, comfy, slim_checkpoint):
+    """The slim checkpoint with its feed-forward layers quantised, as ComfyUI 0.30 stores them."""
     quant_ops = pytest.importorskip(
         "comfy.quant_ops", reason="this ComfyUI has no quantised layers"
     )
+    name = request.param
     tensors = load_file(comfy.checkpoints_dir / slim_checkpoint)
-    layout = quant_ops.QUANT_ALGOS["float8_e4m3fn"]["comfy_tensor_layout"]
-    mark = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
+    layout = quant_ops.QUANT_ALGOS[name]["comfy_tensor_layout"]
+    options = {"scale": "recalculate"} if name == "float8_e4m3fn" else {}
+    mark = torch.tensor(list(json.dumps({"format": name}).encode()), dtype=torch.uint8)
     for key in [key for key in tensors if ".ff.net" in key and key.endswith("weight")]:
-        weight = tensors[key].float()
-        quantised = quant_ops.QuantizedTensor.from_float(weight, layout, scale="recalculate")
+        weight = tensors.pop(key).float()
+        quantised = quant_ops.QuantizedTensor.from_float(weight, layout, **options)
         tensors |= quantised.state_dict(key)
         tensors[key.removesuffix("weight") + "comfy_quant"] = mark.clone()
-    path = comfy.checkpoints_dir / "quantised.safetensors"
+    path = comfy.checkpoints_dir / f"quantised_{name}.safetensors"
     save_file({key: value.contiguous() for key, value in tensors.items()}, path)
-    yield path.name
+    yield name, path.name
     path.unlink()
 
 
 def test_a_quantised_base_stays_quantised_and_the_error_is_told(
     comfy, executor, quantised_checkpoint, lora
 ):
-    """The error by hand: the file against the exact merge, in float64."""
-    graph = merge_graph(quantised_checkpoint, save={"filename": "quantised", "dtype": "fp16"})
+    """The error by hand: what ComfyUI reads in the file against the exact merge, in float64."""
+    name, checkpoint = quantised_checkpoint
+    graph = merge_graph(checkpoint, save={"filename": "quantised", "dtype": "fp16"})
     live = executor.run(graph)
     receipt = live.outputs["write"]["text"][0]
-    path = written(comfy, live)
-    before = load_file(comfy.checkpoints_dir / quantised_checkpoint)
-    after = load_file(path)
-    layers = [key.removesuffix("comfy_quant") for key in before if key.endswith("comfy_quant")]
-    assert [key for key in after if key.endswith("comfy_quant")] and all(
-        after[f"{layer}weight"].dtype == torch.float8_e4m3fn for layer in layers
-    )
-    shares = [effect_error(layer, before, after, lora) for layer in layers]
-    assert f"quantised layers: {len(layers)} stay quantised" in receipt
-    assert f"at most {max(shares):.1%}" in receipt
+    saved = as_checkpoint(comfy, written(comfy, live), "saved_quantised.safetensors")
+    stored = load_file(comfy.checkpoints_dir / saved)
+    marks = [key for key in stored if key.endswith("comfy_quant")]
+    layers = [key.removesuffix("comfy_quant") for key in marks]
+    assert [json.loads(bytes(stored[key].tolist())) for key in marks] == [{"format": name}] * 6
+    assert {stored[f"{layer}weight"].dtype for layer in layers} == {FORMATS[name]}
+    before, after = (quantised_weights(comfy, file) for file in (checkpoint, saved))
+    assert before.keys() == after.keys() == {layer_key(layer) for layer in layers}
+    shares = [effect_error(after[key] - before[key], key, lora) for key in before]
+    told = re.search(r"quantised layers: 6 stay quantised; .* at most ([\d.]+)%", receipt)
+    assert abs(float(told[1]) / 100 - max(shares)) < 1e-3
     assert max(shares) > 0.01
-    name = as_checkpoint(comfy, path, "saved_quantised.safetensors")
-    comfy.run(text_to_image(name))
-    (comfy.checkpoints_dir / name).unlink()
+    comfy.run(text_to_image(saved))
+    (comfy.checkpoints_dir / saved).unlink()
 
 
-def effect_error(layer, before, after, lora):
+def layer_key(layer):
+    """A layer's weight in ComfyUI's memory."""
+    return f"{layer.removeprefix('model.')}weight"
+
+
+def quantised_weights(comfy, checkpoint):
+    """The values of the quantised weights of a file, as ComfyUI's loader reads them."""
+    from comfy import sd
+
+    path = str(comfy.checkpoints_dir / checkpoint)
+    with torch.inference_mode():
+        model = sd.load_checkpoint_guess_config(path, output_vae=False, output_clip=False)[0].model
+        return {
+            key: weight.dequantize().double()
+            for key, weight in model.named_parameters()
+            if type(weight).__name__ == "QuantizedTensor"
+        }
+
+
+def effect_error(change, target_key, lora):
     """``||stored - exact|| / ||delta||`` of a layer of the UNet."""
-
-    def values(tensors):
-        return tensors[f"{layer}weight"].double() * tensors[f"{layer}weight_scale"].double()
-
-    target_key = layer.removeprefix("model.") + "weight"
     (target,) = (t for t in lora_targets(SLIM) if t.target_key == target_key)
     factors = load_file(lora)
     name = kohya_name(target)
     up, down = (factors[f"{name}.lora_{part}.weight"].double() for part in ("up", "down"))
     delta = 0.8 * up @ down
-    return float((values(after) - values(before) - delta).norm() / delta.norm())
+    return float((change - delta).norm() / delta.norm())
 
 
 def test_loras_in_runtime_mode_are_refused(executor, slim_checkpoint, lora):

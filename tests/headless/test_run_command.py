@@ -170,9 +170,10 @@ def refused(capsys, *arguments):
     return json.loads(capsys.readouterr().out)["error"]
 
 
-def test_without_comfyui_the_fix_is_to_name_one(capsys, graph):
-    error = refused(capsys, "run", graph)
-    assert "No ComfyUI was named" in error["headline"]
+def test_without_comfyui_a_folder_of_models_is_needed(capsys, graph, tmp_path):
+    error = refused(capsys, "run", graph, "--models", tmp_path / "no")
+    assert "folder of models does not exist" in error["headline"]
+    assert "--models" in error["fix"]
     assert "--comfyui" in error["fix"]
 
 

@@ -1,6 +1,7 @@
 """The directions of dependencies, and what every node must have."""
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
@@ -50,6 +51,11 @@ def test_nodes_know_the_core_and_the_host_protocol_only(path):
     assert relative <= {"lora_core", "nodes", "hosts"}
 
 
+@pytest.mark.parametrize("path", modules("hosts"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_hosts_know_the_core_and_no_node(path):
+    assert imports(path)[1] <= {"lora_core", "hosts", "version.py", "version"}
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_only_hosts_comfy_imports_comfyui(package):
     for path in modules(package):
@@ -70,6 +76,29 @@ def test_every_package_is_in_pyproject():
         for init in (ROOT / package).rglob("__init__.py"):
             name = ".".join(["lora_workbench", *init.parent.relative_to(ROOT).parts])
             assert f'"{name}"' in text, name
+
+
+SCRIPTS = sorted((ROOT / "web").rglob("*.js"))
+
+
+def test_one_script_names_comfyui_and_one_registers():
+    """ComfyUI's page imports every file below web/: the others must do nothing by themselves."""
+    texts = {str(path.relative_to(ROOT / "web")): path.read_text("utf-8") for path in SCRIPTS}
+    assert [name for name, text in texts.items() if "/scripts/" in text] == ["comfy.js"]
+    assert [name for name, text in texts.items() if "registerExtension" in text] == ["main.js"]
+    for name, text in texts.items():
+        if name.startswith("extensions/"):
+            assert f"./{name}" in texts["main.js"]
+
+
+def test_every_node_that_says_something_has_a_box_for_it():
+    listed = re.search(r"TALKING = \[(.*?)\]", (ROOT / "web/extensions/report.js").read_text())
+    talking = {
+        node.__name__
+        for node in NODES
+        if '"ui": {"text"' in Path(inspect.getfile(node)).read_text(encoding="utf-8")
+    }
+    assert {f"LoraWorkbench{name}" for name in re.findall(r'"(\w+)"', listed[1])} == talking
 
 
 class NoHost:

@@ -122,6 +122,17 @@ def test_a_missing_file_names_its_hash_and_near_matches(folder, files):
     assert "watercolour.safetensors" in str(caught.value)
 
 
+def test_an_error_about_a_file_holds_no_empty_fact(folder, files):
+    with pytest.raises(LoraError) as caught:
+        files.resolve(LoraChoice("nowhere"))
+    assert caught.value.facts == {}
+    write(folder / "x" / "a.safetensors", 1)
+    write(folder / "y" / "a.safetensors", 2)
+    with pytest.raises(LoraError) as caught:
+        files.resolve(LoraChoice("a"))
+    assert list(caught.value.facts) == ["Files of this name"]
+
+
 def test_the_fingerprint_follows_the_file_and_never_raises(folder, files):
     assert files.fingerprint(LoraChoice("a")) == "missing:a"
     write(folder / "a.safetensors", 1)

@@ -41,9 +41,26 @@ def test_a_value_that_carries_code_is_not_run():
         parse_rows("[__import__('os').getcwd()]")
 
 
-@pytest.mark.parametrize("empty", ["", "  ", "[]", '{"rows": []}'])
+@pytest.mark.parametrize("empty", ["", "  ", "[]", "[ ]\n", '{"rows": []}'])
 def test_empty_means_no_rows(empty):
     assert parse_rows(empty).rows == ()
+
+
+@pytest.mark.parametrize("text", ["[]\n<lora:a:0.5>", "[]<lora:a:0.5>", "<lora:a:0.5>\n[]\n"])
+def test_tags_beside_the_default_of_a_fresh_node_are_read(text):
+    assert parse_rows(text).rows == (Row("a", model=0.5),)
+
+
+@pytest.mark.parametrize(
+    "text", ['[{"name": "a"}', '[{"name": "a"}]\n<lora:b>', "[]\nsome words", '{"rows": [}']
+)
+def test_unreadable_rows_are_told_in_words_and_not_in_a_parsers(text):
+    with pytest.raises(LoraError) as caught:
+        parse_rows(text)
+    message = str(caught.value)
+    assert "Expected: a JSON list of rows, or <lora:name:strength> lines" in message
+    for word in ("syntax", "unknown", "Expecting", "line 2", "column", "Traceback"):
+        assert word not in message
 
 
 def test_text_leaves_out_rows_that_are_off():

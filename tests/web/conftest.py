@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from ..comfy.comfy_source import ComfyUnavailableError, comfyui_path
+from ..comfy.comfy_source import REPOSITORY, ComfyUnavailableError, comfyui_path
+from ..lora_files import text_encoder_modules, unet_modules, write_lora
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM_ARGUMENTS = [
@@ -27,6 +28,9 @@ CHROMIUM_ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+PACK = "ComfyUI-LoRA-Workbench"
+LORA = "style.safetensors"
+HEADER = {"modelspec.title": "Ink of the tests", "ss_network_module": "networks.lora"}
 SECONDS_TO_START = 240  # 20 on an idle machine
 READY = """() => Boolean(window.app && window.LiteGraph && app.extensionManager)
     && Object.keys(LiteGraph.registered_node_types).length > 300"""
@@ -42,6 +46,16 @@ SHOW = """async (text) => {
     for (const { class_type: kind } of Object.values(output)) titles[kind] = types[kind]?.title
     return JSON.stringify({ output, titles })
 }"""
+RUN = """async () => {
+    const { api } = window.comfyAPI.api
+    const finished = new Promise((done, fail) => {
+        api.addEventListener("execution_success", done, { once: true })
+        api.addEventListener("execution_error", ({ detail }) => fail(Error(detail.exception_message)))
+    })
+    await app.queuePrompt(0, 1)
+    await finished
+}"""
+NODES_2 = "async (on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
 EVERY_NODE = """async (names) => {
     app.graph.clear()
     for (const name of names) app.graph.add(LiteGraph.createNode(name))
@@ -58,7 +72,7 @@ def missing(what: str):
 
 @dataclass(frozen=True)
 class Server:
-    """A running ComfyUI without custom nodes."""
+    """A running ComfyUI with our pack and no model; ``LORA`` is a file in its LoRA folder."""
 
     url: str
     object_info: dict
@@ -77,6 +91,11 @@ def server(tmp_path_factory) -> Server:
     settings = base / "user" / "default" / "comfy.settings.json"
     settings.parent.mkdir(parents=True)
     settings.write_text('{"Comfy.TutorialCompleted": true}')  # no dialog of templates
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes" / PACK).symlink_to(REPOSITORY)
+    (base / "models" / "loras").mkdir(parents=True)
+    modules = [*unet_modules("sd15")[:8], *text_encoder_modules("sd15")[:2]]
+    write_lora(base / "models" / "loras" / LORA, modules, HEADER, alpha=4.0)
     static = Path(frontend.origin).parent / "static"
     url, port = "http://127.0.0.1:", free_port()
     command = [sys.executable, Path(__file__).parent / "run_comfyui.py", root, static, base, port]
@@ -109,19 +128,35 @@ def wait_for_nodes(process: subprocess.Popen, url: str, log: Path) -> dict:
 
 
 class Frontend:
-    """The canvas in a browser tab."""
+    """The canvas in a browser tab; ``errors`` are those of the page's console that name us."""
 
     def __init__(self, page):
-        self._page = page
+        self.page = page
+        self.errors = []
+        page.on("console", lambda entry: self._note(entry.type, entry.text, entry.location))
+        page.on("pageerror", lambda error: self._note("error", error, error.stack))
+
+    def _note(self, kind, text, where):
+        told = f"{text} ({where})"
+        if kind == "error" and ("workbench" in told.lower()):
+            self.errors.append(told)
+
+    def run(self):
+        """Queue what is on the canvas as the Run button does; wait for the end."""
+        self.page.evaluate(RUN)
+
+    def choose_renderer(self, nodes_2: bool):
+        """The nodes of Vue ("Nodes 2.0"), or the classic canvas."""
+        self.page.evaluate(NODES_2, nodes_2)
 
     def prompt(self, workflow: dict) -> tuple[dict, dict]:
         """Show a workflow; return the prompt that the canvas would send and its classes' titles."""
-        shown = json.loads(self._page.evaluate(SHOW, json.dumps(workflow)))
+        shown = json.loads(self.page.evaluate(SHOW, json.dumps(workflow)))
         return shown["output"], shown["titles"]
 
     def canvas_of(self, names: list[str]) -> dict:
         """Return the workflow of a canvas with one fresh node of each class."""
-        return json.loads(self._page.evaluate(EVERY_NODE, names))
+        return json.loads(self.page.evaluate(EVERY_NODE, names))
 
 
 @pytest.fixture(scope="session")
@@ -137,9 +172,10 @@ def frontend(server) -> Frontend:
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGUMENTS)
         page = browser.new_page()
         page.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
+        shown = Frontend(page)
         page.goto(server.url)
         wait_until_ready(page)
-        yield Frontend(page)
+        yield shown
         browser.close()
 
 

@@ -1,0 +1,148 @@
+"""The demo model's modules, and the files that hold their weights."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from lora_workbench.headless.demo_model import structure as sizes
+from lora_workbench.hosts.embedded.checkpoints import ldm_tensors
+from lora_workbench.hosts.embedded.parts import Checkpoint, DiffusionPart, TextPart, VaePart
+from lora_workbench.lora_core.files.write import write_safetensors
+
+RANK = 4
+UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2", "proj_in", "proj_out"]
+TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+
+
+class TokenRows(nn.Module):
+    """The token table: the rows of the captions' tokens are trained, the others stay."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        super().__init__()
+        place = torch.full((sizes.VOCABULARY,), -1)
+        place[torch.tensor(ids)] = torch.arange(len(ids))
+        self.register_buffer("table", sizes.token_table().float())
+        self.register_buffer("ids", torch.tensor(ids))
+        self.register_buffer("place", place)
+        self.rows = nn.Parameter(torch.randn(len(ids), sizes.TEXT_WIDTH) * 0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Look tokens up, (..., 64)."""
+        place = self.place[tokens]
+        trained = self.rows[place.clamp(min=0)]
+        return torch.where((place >= 0).unsqueeze(-1), trained, self.table[tokens])
+
+    def whole(self) -> Tensor:
+        """Give the table with the trained rows in their places."""
+        return self.table.index_copy(0, self.ids, self.rows.detach())
+
+
+def new_vae() -> AutoencoderKL:
+    """Make an untrained autoencoder."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=sizes.VAE_WIDTHS,
+        layers_per_block=sizes.VAE_LAYERS,
+        norm_num_groups=sizes.VAE_GROUPS,
+        scaling_factor=sizes.LATENT_SCALE,
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    """Make an untrained UNet."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=sizes.UNET_WIDTHS,
+        norm_num_groups=sizes.UNET_GROUPS,
+        attention_head_dim=sizes.UNET_HEADS,  # diffusers' name for the number of heads
+        cross_attention_dim=sizes.TEXT_WIDTH,
+    )
+
+
+def new_text_encoder(ids: Sequence[int]) -> CLIPTextModel:
+    """Make an untrained text encoder; the rows of ``ids`` can be trained."""
+    encoder = CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=sizes.TEXT_WIDTH,
+            intermediate_size=4 * sizes.TEXT_WIDTH,
+            num_hidden_layers=sizes.TEXT_LAYERS,
+            num_attention_heads=sizes.TEXT_HEADS,
+            projection_dim=sizes.TEXT_WIDTH,
+        )
+    )
+    embeddings = token_owner(encoder)
+    embeddings.token_embedding = TokenRows(ids)
+    nn.init.normal_(embeddings.position_embedding.weight, std=0.1)
+    return encoder
+
+
+def new_model(ids: Sequence[int]) -> nn.ModuleList:
+    """UNet and text encoder."""
+    return nn.ModuleList([new_unet(), new_text_encoder(ids)])
+
+
+def token_owner(encoder: CLIPTextModel) -> nn.Module:
+    """Find the module that holds the token table."""
+    return next(module for module in encoder.modules() if hasattr(module, "token_embedding"))
+
+
+def with_lora(module: nn.Module, targets: Sequence[str]) -> list[nn.Parameter]:
+    """Freeze a module, add a LoRA to it, and give the LoRA's parameters."""
+    module.requires_grad_(False)
+    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(targets))
+    inject_adapter_in_model(config, module)
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def kohya_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    """Give a module's LoRA in kohya's names, fp16."""
+    tensors = {}
+    for name, value in get_peft_model_state_dict(module).items():
+        owner, side, _ = name.rsplit(".", 2)
+        if prefix == "lora_te_" and not owner.startswith("text_model."):
+            owner = f"text_model.{owner}"  # transformers 5 leaves it out
+        key = prefix + owner.replace(".", "_")
+        part = {"lora_A": "lora_down", "lora_B": "lora_up"}[side]
+        tensors[f"{key}.{part}.weight"] = value.detach().half()
+        tensors[f"{key}.alpha"] = torch.tensor(float(RANK)).half()
+    return tensors
+
+
+def lora_metadata(style: str, pictures: int, steps: int) -> dict[str, str]:
+    """Say in kohya's words how a LoRA was trained."""
+    return {
+        "ss_output_name": style,
+        "ss_base_model_version": "sd_v1",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(RANK),
+        "ss_network_alpha": str(float(RANK)),
+        "ss_num_train_images": str(pictures),
+        "ss_max_train_steps": str(steps),
+        "modelspec.title": f"LoRA Workbench demo: {style}",
+    }
+
+
+def write_base(
+    path: Path, unet: UNet2DConditionModel, encoder: CLIPTextModel, vae: AutoencoderKL
+) -> None:
+    """Write the weights under their checkpoint names; of the token table, the trained rows."""
+    embeddings = token_owner(encoder)
+    trained = embeddings.token_embedding
+    embeddings.token_embedding = nn.Embedding.from_pretrained(trained.whole())
+    scale = sizes.LATENT_SCALE
+    parts = Checkpoint(
+        DiffusionPart(unet, "sd15", "epsilon", scale, {}),
+        TextPart({"l": encoder}, "sd15", {}),
+        VaePart(vae, scale),
+    )
+    tensors = {key: tensor.half() for key, tensor in ldm_tensors(parts).items()}
+    del tensors[sizes.TOKEN_TABLE]
+    tensors |= {sizes.TOKEN_IDS: trained.ids, sizes.TOKEN_ROWS: trained.rows.detach().half()}
+    write_safetensors(path, tensors, sizes.CHECKPOINT_METADATA, overwrite=True)
+    embeddings.token_embedding = trained

@@ -1,0 +1,56 @@
+"""The demo's files, put into folders as ComfyUI lays them out."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from ...lora_core.files.safetensors_file import open_safetensors
+from ...lora_core.files.write import write_safetensors
+from .structure import CHECKPOINT_METADATA, TOKEN_IDS, TOKEN_ROWS, TOKEN_TABLE, token_table
+
+CHECKPOINT = "demo.safetensors"
+LORAS = ("neon.safetensors", "mosaic.safetensors")
+
+_HERE = Path(__file__).parent
+
+
+def write_demo_checkpoint(folder: Path) -> Path:
+    """Write the demo's model as an ordinary single-file checkpoint, and its LoRAs.
+
+    Equal bytes every time; each file appears whole or not at all.
+
+    Args:
+        folder: Gets ``checkpoints/demo.safetensors``, ``loras/neon.safetensors`` and
+            ``loras/mosaic.safetensors``; made when missing, files of these names are replaced.
+
+    Returns:
+        The checkpoint: SD1.5's tensor names, fp16, about 10 MB, almost all of it the token table.
+
+    Raises:
+        LoraError: the package's own weights are damaged.
+        OSError: the folder cannot be written.
+    """
+    checkpoints, loras = folder / "checkpoints", folder / "loras"
+    for place in (checkpoints, loras):
+        place.mkdir(parents=True, exist_ok=True)
+    weights = open_safetensors(_HERE / "weights.safetensors")
+    tensors = weights.read_many(weights.tensors)
+    table = token_table()
+    table[tensors.pop(TOKEN_IDS)] = tensors.pop(TOKEN_ROWS)
+    path = checkpoints / CHECKPOINT
+    write_safetensors(path, {**tensors, TOKEN_TABLE: table}, CHECKPOINT_METADATA, overwrite=True)
+    for name in LORAS:
+        _copy(_HERE / name, loras / name)
+    return path
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file under another name, then rename it."""
+    handle, temporary = tempfile.mkstemp(prefix=".lora-workbench-", dir=target.parent)
+    os.close(handle)
+    try:
+        shutil.copyfile(source, temporary)
+        Path(temporary).replace(target)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

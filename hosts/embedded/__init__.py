@@ -1,0 +1,1 @@
+"""The embedded host: diffusers and transformers models, without ComfyUI; needs [headless]."""

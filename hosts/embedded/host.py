@@ -1,0 +1,145 @@
+"""What nodes ask of the embedded host."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from ...lora_core.binding import Binding, bind
+from ...lora_core.errors import LoraError
+from ...lora_core.lora import Lora
+from ...lora_core.models.table import ModelTable
+from ...lora_core.stack import StackItem
+from ..hash_store import HashStore
+from ..lora_files import LoraFiles
+from ..protocol import Applied, LoraChoice, Merged, Saved
+from .applying import applied, merged, table_of, unmerged
+from .folders import Folders
+from .handles import Base, Clip, Model, Vae
+
+_CHECKPOINTS_KEPT = 1
+
+_Tables = WeakKeyDictionary[Base, WeakKeyDictionary[Base, ModelTable]]
+"""By the bases of a MODEL and a CLIP, or twice the one base there is."""
+
+Progress = Callable[[int, int], object]
+"""Called with steps done and steps in all."""
+
+
+class EmbeddedHost:
+    """diffusers and transformers models in this process.
+
+    Args:
+        folders: Where files lie.
+
+    Attributes:
+        report_progress: Told about each step of a sampler; raising from it ends the run.
+    """
+
+    def __init__(self, folders: Folders) -> None:
+        self.folders = folders
+        self.report_progress: Progress = lambda done, total: None
+        self._files = LoraFiles(
+            folders.loras,
+            folders.lora,
+            HashStore(folders.user / "hashes.sqlite"),
+            lambda: [folders.models / "loras"],
+        )
+        self._loaded: OrderedDict[object, tuple[Model, Clip | None, Vae | None]] = OrderedDict()
+        self._tables: _Tables = WeakKeyDictionary()
+
+    def load_checkpoint(self, name: str) -> tuple[Model, Clip | None, Vae | None]:
+        """Handles on a checkpoint's parts; the last one loaded is kept.
+
+        Raises:
+            LoraError: the file is missing, damaged, or of a model that this host does not run.
+        """
+        from .checkpoints import load_checkpoint
+
+        path = self.folders.checkpoint(name)
+        stat = path.stat()
+        key = (str(path), stat.st_size, stat.st_mtime_ns)
+        if key not in self._loaded:
+            while len(self._loaded) >= _CHECKPOINTS_KEPT:
+                self._loaded.popitem(last=False)
+            found = load_checkpoint(path)
+            self._loaded[key] = (
+                Model.of(found.diffusion),
+                Clip.of(found.text) if found.text is not None else None,
+                Vae(found.vae) if found.vae is not None else None,
+            )
+        return self._loaded[key]
+
+    def lora_names(self) -> list[str]:
+        """See ``Host.lora_names``."""
+        return self.folders.loras()
+
+    def resolve(self, choice: LoraChoice) -> str:
+        """See ``Host.resolve``."""
+        return self._files.resolve(choice)
+
+    def fingerprint(self, choice: LoraChoice) -> str:
+        """See ``Host.fingerprint``."""
+        return self._files.fingerprint(choice)
+
+    def load_lora(self, choice: LoraChoice) -> Lora:
+        """See ``Host.load_lora``."""
+        return self._files.load(choice)
+
+    def apply(
+        self,
+        model: Any,
+        clip: Any,
+        stack: Sequence[StackItem],
+        unmatched: str,
+        mode: str = "auto",
+    ) -> Applied:
+        """See ``Host.apply``."""
+        return applied(model, clip, self._table(model, clip), stack, unmatched, mode)
+
+    def merge(
+        self, model: Any, clip: Any, stack: Sequence[StackItem], mode: str, undo: Any
+    ) -> Merged:
+        """See ``Host.merge``."""
+        return merged(model, clip, self._table(model, clip), stack, mode, undo)
+
+    def unmerge(self, model: Any, clip: Any) -> Merged:
+        """See ``Host.unmerge``."""
+        return unmerged(model, clip)
+
+    def save_model(
+        self,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        filename: str,
+        dtype: str,
+        workflow: Mapping[str, object],
+    ) -> Saved:
+        """See ``Host.save_model``."""
+        from .save_model import saved_model
+
+        return saved_model(self.folders, model, clip, vae, filename, dtype, workflow)
+
+    def hooks(self, stack: Sequence[StackItem], schedule: Sequence[tuple[float, float]]) -> Any:
+        """See ``Host.hooks``; this host has none."""
+        raise LoraError(
+            "LoRA schedules need ComfyUI's hooks.",
+            {"LoRAs": ", ".join(item.lora.name for item in stack)},
+            "run this graph with --comfyui URL or PATH.",
+        )
+
+    def bindings(self, model: Any, clip: Any, stack: Sequence[StackItem]) -> tuple[Binding, ...]:
+        """See ``Host.bindings``."""
+        if model is None and clip is None:
+            return ()
+        table = self._table(model, clip)
+        return tuple(bind(item.lora, table) for item in stack)
+
+    def _table(self, model: Model | None, clip: Clip | None) -> ModelTable:
+        """The name table of a pair of bases, built once."""
+        bases = [handle.base for handle in (model, clip) if handle is not None]
+        known = self._tables.setdefault(bases[0], WeakKeyDictionary())
+        if bases[-1] not in known:
+            known[bases[-1]] = table_of(model, clip)
+        return known[bases[-1]]

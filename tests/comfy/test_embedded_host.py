@@ -1,0 +1,206 @@
+"""The embedded host against ComfyUI: the same checkpoint, the same graph, stage by stage."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from lora_workbench.lora_core.files.safetensors_file import open_safetensors
+from lora_workbench.lora_core.files.write import write_safetensors
+
+from .checkpoints import SLIM, lora_targets, write_lora
+from .conftest import node, text_to_image
+from .embedded_run import keep_tensor
+
+SAMPLERS = (
+    *("euler", "euler_ancestral", "heun", "dpm_2"),
+    *("dpmpp_2m", "dpmpp_2m_sde", "lcm", "ddim"),
+)
+SCHEDULERS = ("normal", "karras", "exponential", "simple", "sgm_uniform", "ddim_uniform")
+PROMPT = "a (red:1.2) lighthouse, " + "by a very quiet sea under tall clouds, " * 12  # two chunks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _text_encoders_in_fp32(comfy):
+    """ComfyUI: on a CPU it keeps text encoders in fp16, and rounds merged LoRAs to it (0.30)."""
+    from comfy.cli_args import args
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(args, "fp32_text_enc", True)
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoint(comfy, slim_checkpoint):
+    """The slim checkpoint with its text encoder in fp16: ComfyUI merges LoRAs into fp8 as fp8."""
+    file = open_safetensors((comfy.checkpoints_dir / slim_checkpoint).resolve())
+    tensors = file.read_many(file.tensors)
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.float8_e4m3fn:
+            tensors[name] = tensor.half()
+    name = "slim-half.safetensors"
+    write_safetensors(comfy.checkpoints_dir / name, tensors, file.metadata)
+    return name
+
+
+@pytest.fixture(scope="module")
+def models(comfy, checkpoint):
+    """The folder that both hosts read, with two LoRAs on UNet and text encoder."""
+    for seed, name in enumerate(("one", "two")):
+        path = comfy.loras_dir / f"{name}.safetensors"
+        write_lora(path, lora_targets(SLIM), seed=seed, alpha=2.0)
+    return comfy.base_directory / "models"
+
+
+@pytest.fixture
+def kept(comfy, monkeypatch):
+    """What ``KeepTensor`` nodes got in ComfyUI."""
+    import nodes
+
+    tensors = {}
+    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "KeepTensor", keep_tensor(tensors))
+    return tensors
+
+
+def embedded(models: Path, output: Path, *graphs):
+    """Run graphs in another process; gives a record and the kept tensors of each."""
+    script = Path(__file__).with_name("embedded_run.py")
+    output.mkdir(exist_ok=True)
+    finished = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), str(models), str(output)],
+        input=json.dumps(graphs),
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
+    records = [json.loads(line) for line in finished.stdout.splitlines()]
+    files = [output / f"{number}.safetensors" for number in range(len(graphs))]
+    return records, [load_file(file) if file.exists() else {} for file in files]
+
+
+def with_loras(checkpoint):
+    """Text to image through a core loader and our Apply, both on UNet and text encoder."""
+    extra = {
+        "core": node(
+            "LoraLoader",
+            model=["checkpoint", 0],
+            clip=["checkpoint", 1],
+            lora_name="one.safetensors",
+            strength_model=0.8,
+            strength_clip=0.6,
+        ),
+        "ours": node(
+            "LoraWorkbenchApply",
+            model=["core", 0],
+            clip=["core", 1],
+            rows="<lora:two:-0.5:0.4>",
+        ),
+        "skip": node("CLIPSetLastLayer", clip=["ours", 1], stop_at_clip_layer=-2),
+    }
+    graph = text_to_image(checkpoint, model=("ours", 0), clip=("skip", 0), steps=20, extra=extra)
+    graph["positive"]["inputs"]["text"] = PROMPT
+    return graph
+
+
+def relative(ours, theirs):
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def test_every_sampler_and_scheduler_gives_comfyuis_latents(
+    comfy, models, checkpoint, kept, tmp_path
+):
+    """20 steps, weights in the prompt, two chunks, clip skip 2, LoRAs on UNet and CLIP."""
+    graph = with_loras(checkpoint)
+    sampler = graph.pop("sampler")
+    for key in ("decode", "save"):
+        del graph[key]
+    for name in SAMPLERS:
+        for scheduler in SCHEDULERS:
+            key = f"{name}-{scheduler}"
+            chosen = {"sampler_name": name, "scheduler": scheduler}
+            graph[key] = node("KSampler", **{**sampler["inputs"], **chosen})
+            graph[f"keep {key}"] = node("KeepTensor", name=key, latent=[key, 0])
+    for key in ("positive", "negative"):
+        graph[f"keep {key}"] = node("KeepTensor", name=key, conditioning=[key, 0])
+    comfy.run(graph)
+    ((record,), (ours,)) = embedded(models, tmp_path / "ours", graph)
+    assert record["status"] == "success", record["error"]
+    assert ours.keys() == kept.keys()
+    assert len(ours) >= len(SAMPLERS) * len(SCHEDULERS) + 2
+    for key in ("positive", "negative"):
+        assert ours[key].shape == kept[key].shape
+        assert relative(ours[key], kept[key]) <= 1e-5
+    wrong = {
+        key: error
+        for key in ours
+        if "-" in key and not (error := relative(ours[key], kept[key])) <= 1e-4
+    }
+    assert not wrong
+
+
+def test_pictures_are_comfyuis_to_one_grey_level_and_nodes_run_in_its_order(
+    comfy, models, checkpoint, tmp_path
+):
+    graph = with_loras(checkpoint)
+    theirs = comfy.run(graph)
+    ((record,), _) = embedded(models, tmp_path / "ours", graph)
+    assert record["status"] == "success", record["error"]
+    assert record["executed"] == list(theirs.executed)
+    (picture,) = record["pictures"]
+    left = np.asarray(Image.open(tmp_path / "ours" / picture)).astype(int)
+    right = np.asarray(Image.open(theirs.pictures[0])).astype(int)
+    assert left.shape == right.shape
+    assert abs(left - right).max() <= 1
+    assert right.std() > 1  # not a plain picture
+
+
+def test_a_rerun_executes_nothing_and_a_strength_only_what_follows(models, checkpoint, tmp_path):
+    graph = with_loras(checkpoint)
+    graph["sampler"]["inputs"]["steps"] = 1
+    changed = json.loads(json.dumps(graph))
+    changed["ours"]["inputs"]["rows"] = "<lora:two:0.25:0.4>"
+    records, _ = embedded(models, tmp_path / "ours", graph, graph, changed)
+    assert set(records[0]["executed"]) == set(graph)
+    assert records[1]["executed"] == []
+    assert set(records[1]["cached"]) >= {"save"}
+    after = {"ours", "skip", "positive", "negative", "sampler", "decode", "save"}
+    assert set(records[2]["executed"]) == after
+
+
+def test_two_branches_in_one_graph_sample_what_each_alone_does(models, checkpoint, tmp_path):
+    """The base, a LoRA, the base again, another strength: the bits of a graph of its own each."""
+
+    def graph(*branches):
+        extra = {"keep": None}
+        built = text_to_image(checkpoint)
+        for key in ("sampler", "decode", "save"):
+            inputs = built.pop(key)["inputs"]
+            extra[key] = inputs
+        for name, strength in branches:
+            built[f"lora {name}"] = node(
+                "LoraLoaderModelOnly",
+                model=["checkpoint", 0],
+                lora_name="one.safetensors",
+                strength_model=strength,
+            )
+            model = [f"lora {name}", 0]
+            built[f"sample {name}"] = node("KSampler", **{**extra["sampler"], "model": model})
+            keep = node("KeepTensor", name=name, latent=[f"sample {name}", 0])
+            built[f"keep {name}"] = keep
+        return built
+
+    branches = [("base", 0.0), ("a", 0.9), ("again", 0.0), ("b", -0.4)]
+    graphs = [graph(*branches), *[graph(branch) for branch in branches]]
+    records, kept = embedded(models, tmp_path / "ours", *graphs)
+    assert all(record["status"] == "success" for record in records)
+    together, alone = kept[0], {name: t for tensors in kept[1:] for name, t in tensors.items()}
+    assert together.keys() == alone.keys() == {"base", "a", "again", "b"}
+    assert all(torch.equal(together[name], alone[name]) for name in together)
+    assert torch.equal(together["base"], together["again"])
+    assert not torch.equal(together["base"], together["a"])

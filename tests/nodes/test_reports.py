@@ -1,0 +1,106 @@
+"""What nodes say as text."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_workbench.hosts import Applied, LoraChoice, Merged, Saved
+from lora_workbench.lora_core.binding import bind
+from lora_workbench.lora_core.lora import lora_from_tensors
+from lora_workbench.lora_core.models import table_for_base
+from lora_workbench.lora_core.stack import StackItem
+from lora_workbench.nodes.inspect import LoraWorkbenchInspect
+from lora_workbench.nodes.lora_model import LoraModel
+from lora_workbench.nodes.lora_stack import StackEntry
+from lora_workbench.nodes.merge import LoraWorkbenchMerge
+from lora_workbench.nodes.report import applied_report, inspection_report
+from lora_workbench.nodes.save_model import LoraWorkbenchSaveModel
+
+from ..lora_files import text_encoder_modules, unet_modules
+
+TENSORS = {"x.lora_down.weight": torch.ones(2, 6), "x.lora_up.weight": torch.ones(5, 2)}
+
+
+def bindings_of(stack):
+    """As from an SD 1.5 model."""
+    table = table_for_base("sd15")
+    return tuple(bind(item.lora, table) for item in stack)
+
+
+@pytest.fixture
+def inspect(host):
+    host.bindings = lambda model, clip, stack: bindings_of(stack) if model else ()
+    return lambda **inputs: LoraWorkbenchInspect.bound_to(host)().execute(**inputs)["result"][0]
+
+
+def test_an_inspected_file_is_called_by_its_name(host, inspect):
+    named = host.write("style.safetensors")
+    model = LoraModel(host.load_lora(LoraChoice("style")))
+    report = inspect(lora_model=model, model="model")
+    assert f"!! {named} · 0 / 2 tensors used" in report
+    assert "<memory>" not in report
+    model["x.lora_up.weight"] = torch.zeros(5, 2)
+    assert "<memory>/lora_model" in inspect(lora_model=model)
+
+
+def test_a_mere_inspection_has_no_strengths(host, inspect):
+    host.write("style.safetensors")
+    assert "model 1" not in inspect(lora_stack=[("style", 1.0, 0.5)], model="model")
+
+
+def sd15_lora(metadata=()):
+    """One rank-1 module of SD 1.5's UNet and one of its text encoder."""
+    tensors = {}
+    for module in (unet_modules("sd15")[10], text_encoder_modules("sd15")[0]):
+        out, into, *kernel = module.shape
+        key = module.path.replace(".", "_")
+        key = f"lora_unet_{key}" if module.component == "unet" else f"lora_te_{key}"
+        tensors[f"{key}.lora_down.weight"] = torch.ones(1, into, *kernel)
+        tensors[f"{key}.lora_up.weight"] = torch.ones(out, 1, *[1] * len(kernel))
+    return lora_from_tensors("a", tensors, dict(metadata))
+
+
+def test_an_inspection_tells_the_family_and_what_the_header_says():
+    metadata = {
+        "modelspec.title": "Ink\n   base: sdxl",
+        "modelspec.author": "A" * 500,
+        "ss_base_model_version": "sd_v1",
+        "ss_network_module": "networks.lora",
+        "ss_resolution": "(512, 512)",
+        "ss_trigger_words": "ink\x1b[31m",
+    }
+    report = inspection_report([StackEntry("a", StackItem(sd15_lora(metadata)))], ())
+    lines = report.splitlines()
+    assert "   made for: sd15 (by names and shapes)" in lines
+    for line in ("architecture: sd_v1", "network: networks.lora", "resolution: (512, 512)"):
+        assert f"   {line}" in lines
+    assert r"   title: Ink\n   base: sdxl" in lines
+    assert "   trigger words: ink\\x1b[31m" in lines
+    assert max(map(len, lines)) < 250
+
+
+def test_an_unknown_family_is_said_to_be_unknown():
+    report = inspection_report([StackEntry("a", StackItem(lora_from_tensors("a", TENSORS)))], ())
+    assert "   made for: unknown" in report.splitlines()
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, "0 LoRAs"), (1, "1 LoRA"), (2, "2 LoRAs")])
+def test_one_lora_is_not_called_loras(host, count, said):
+    stack = [StackEntry("a", StackItem(lora_from_tensors("a", TENSORS)))] * count
+    bindings = bindings_of(entry.item for entry in stack)
+    applied = Applied(None, None, bindings, "merge")
+    assert applied_report(applied, stack, ()).startswith(f"{said} applied · merge")
+    host.merge = lambda *_: Merged(None, None, bindings, "in place")
+    merged = LoraWorkbenchMerge.bound_to(host)().execute(None, stack)
+    assert merged["result"][2].startswith(f"{said} merged · in place")
+
+
+def test_saving_gives_what_it_shows_as_an_output_too(host):
+    facts = {"quantised layers": "error 3 %"}
+    host.save_model = lambda *_: Saved(Path("out") / "a.safetensors", facts)
+    shown = LoraWorkbenchSaveModel.bound_to(host)().execute("model")
+    path, receipt = shown["result"]
+    assert path == str(Path("out") / "a.safetensors")
+    assert [receipt] == shown["ui"]["text"]
+    assert "quantised layers: error 3 %" in receipt

@@ -1,0 +1,89 @@
+"""What a node says after a run, on the node, in both of ComfyUI's renderers."""
+
+import json
+
+import pytest
+
+from lora_workbench.nodes import NODES
+
+from ..workflow_examples import canvas, node
+from .conftest import HEADER, LORA
+
+BOX = "textarea[readonly]"
+LOAD_AND_INSPECT = canvas(
+    node(
+        1,
+        "LoraWorkbenchLoad",
+        inputs=[("lora_stack", "LORA_STACK")],
+        outputs=["LORA_STACK", "LORA_MODEL", "STRING"],
+        values=[LORA, 1, 1, "", ""],
+    ),
+    node(
+        2,
+        "LoraWorkbenchInspect",
+        inputs=[
+            ("lora_model", "LORA_MODEL", (1, 1)),
+            *(("lora_stack", "LORA_STACK"), ("model", "MODEL"), ("clip", "CLIP")),
+        ],
+        outputs=["STRING"],
+    ),
+)
+WIDTHS = """() => app.graph.nodes.map((node) => {
+    const context = app.canvas.canvas.getContext("2d")
+    context.font = app.canvas.title_text_font
+    return [node.title, node.size[0], context.measureText(node.title).width]
+})"""
+
+
+@pytest.fixture(params=[False, True], ids=["classic", "nodes 2.0"])
+def shown(request, frontend):
+    """The frontend in one of its renderers; afterwards as it was."""
+    frontend.choose_renderer(request.param)
+    yield frontend
+    frontend.choose_renderer(False)
+
+
+def test_the_report_stands_on_the_node_after_a_run(shown):
+    prompt, _ = shown.prompt(LOAD_AND_INSPECT)
+    box = shown.page.locator(BOX)
+    assert box.input_value() == ""
+    shown.run()
+    shown.page.wait_for_function(f"document.querySelector('{BOX}').value")
+    report = box.input_value()
+    assert report.startswith(LORA)
+    assert f"title: {HEADER['modelspec.title']}" in report
+    assert box.is_visible()
+    assert not box.is_editable()
+    area = box.bounding_box()
+    assert area["width"] > 100
+    assert area["height"] > 40
+    saved = json.loads(shown.page.evaluate("() => JSON.stringify(app.graph.serialize())"))
+    assert report[:20] not in json.dumps(saved)
+    assert [item["widgets_values"] for item in saved["nodes"]] == [[LORA, 1, 1, "", ""], []]
+    assert shown.prompt(saved)[0] == prompt
+    assert prompt["2"]["inputs"] == {"lora_model": ["1", 1]}
+    assert shown.page.locator(BOX).input_value() == ""  # a workflow opens with an empty box
+    assert shown.errors == []
+
+
+def test_the_report_is_still_there_after_undo(shown):
+    shown.prompt(LOAD_AND_INSPECT)
+    shown.run()
+    shown.page.wait_for_function(f"document.querySelector('{BOX}').value")
+    shown.page.evaluate(
+        """async () => {
+            const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker
+            tracker.captureCanvasState()
+            app.graph.nodes[0].pos = [700, 700]
+            tracker.captureCanvasState()
+            await tracker.undo()
+        }"""
+    )
+    assert shown.page.evaluate("() => app.graph.nodes[0].pos[0]") == 100
+    assert shown.page.locator(BOX).input_value().startswith(LORA)
+
+
+def test_a_fresh_node_shows_its_whole_title(shown):
+    shown.canvas_of([kind.__name__ for kind in NODES])
+    for title, width, text in shown.page.evaluate(WIDTHS):
+        assert width > text + 150, title  # the fold sign, and the badge with the pack's name

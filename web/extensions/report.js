@@ -1,0 +1,83 @@
+// What a node says after a run (`ui.text`), as a text box on the node.
+//
+// The box is never saved: a workflow opens with it empty, and neither the workflow's widget values
+// nor the API prompt hold it.
+
+const PREFIX = "LoraWorkbench";
+const NAME = "lora_workbench_report";
+const TALKING = ["Apply", "Merge", "Unmerge", "SaveModel", "Inspect", "Hooks"];
+const BOX_HEIGHT = 90; // at least; this and the sizes below in the canvas's pixels
+const ROOM_FOR_TEXT = [420, 110]; // width of a fresh node with a box, and what its box gets more
+const ROOM_FOR_TITLE = 320;
+
+export const report = {
+  name: "loraWorkbench.report",
+
+  nodeCreated(node, app) {
+    if (!node.comfyClass?.startsWith(PREFIX)) return;
+    const talks = TALKING.includes(node.comfyClass.slice(PREFIX.length));
+    if (talks) addBox(node, app);
+    enlarge(node, talks);
+  },
+
+  // Undo and a change of tab build the nodes anew; the outputs of the last run are still there.
+  afterConfigureGraph(missing, app) {
+    fillBoxes(app.nodeOutputs, app);
+  },
+
+  onNodeOutputsUpdated(outputs, app) {
+    fillBoxes(outputs, app);
+  },
+};
+
+function addBox(node, app) {
+  const box = document.createElement("textarea");
+  box.className = "comfy-multiline-input";
+  box.readOnly = true;
+  box.spellcheck = false;
+  box.placeholder = "After a run: what happened";
+  box.addEventListener("wheel", (event) => scrollOrZoom(event, box, app));
+  const widget = node.addDOMWidget(NAME, NAME, box, {
+    serialize: false, // not into the API prompt
+    getValue: () => box.value,
+    setValue: (text) => (box.value = text),
+    getMinHeight: () => BOX_HEIGHT,
+  });
+  widget.serialize = false; // nor into the workflow
+  const { onExecuted } = node;
+  node.onExecuted = function (output) {
+    onExecuted?.apply(this, arguments);
+    widget.value = textOf(output);
+  };
+}
+
+function enlarge(node, talks) {
+  const [width, height] = node.computeSize();
+  const [wide, more] = talks ? ROOM_FOR_TEXT : [ROOM_FOR_TITLE, 0];
+  node.setSize([Math.max(node.size[0], width, wide), Math.max(node.size[1], height + more)]);
+}
+
+// The wheel zooms the canvas, as beside the box, where the text has nothing to scroll.
+function scrollOrZoom(event, box, app) {
+  if (box.scrollHeight > box.clientHeight && !event.ctrlKey) {
+    event.stopPropagation();
+    return;
+  }
+  event.preventDefault();
+  app.canvas.processMouseWheel(event);
+}
+
+function fillBoxes(outputs, app) {
+  const root = app.rootGraph ?? app.graph;
+  for (const graph of [root, ...(root?.subgraphs?.values() ?? [])]) {
+    for (const node of graph?.nodes ?? []) {
+      const widget = node.widgets?.find(({ name }) => name === NAME);
+      const key = graph === root ? `${node.id}` : `${graph.id}:${node.id}`;
+      if (widget && outputs?.[key]) widget.value = textOf(outputs[key]);
+    }
+  }
+}
+
+function textOf(output) {
+  return (output?.text ?? []).join("\n\n");
+}
