@@ -6,7 +6,9 @@ ours plans, patches a clone and loads it; core runs ``load_lora_for_models`` for
 its chain (the others are cached) and loads the result. Floor = C + G: one copy of every touched
 weight, and one float32 GEMM of the concatenated factors. All sides run in a process that keeps
 freed memory, as a GPU's caching allocator does (``harness.keep_memory``). Figures are min / min
-over interleaved repetitions; min/median/max in milliseconds beside them.
+over interleaved repetitions; min/median/max in milliseconds beside them. Bars: for two or more
+LoRAs at least 2 x faster than core at rank 64 and 3 x at rank 16; at most 1.5 x of the floor; load
++ map at most 15 ms.
 """
 
 import argparse
@@ -28,6 +30,9 @@ from harness import REPETITIONS, Timings, keep_memory, machine
 
 TESTS = Path(__file__).resolve().parents[1] / "tests" / "comfy"
 PARTS = ("attn1", "attn2", "ff.net", "proj_in", "proj_out")
+FASTER_BAR = {16: 3.0, 64: 2.0}  # times core's speed by rank, for two or more LoRAs
+FLOOR_BAR = 1.5  # times the floor
+LOAD_BAR = 15e-3  # seconds
 RHO = 0.08  # ||delta|| / ||W||
 STD = 0.03
 
@@ -178,8 +183,14 @@ def run_case(models, names, targets, paths, repetitions):
     return timings
 
 
+def verdict(name, value, is_met):
+    """Print how a bar was met; false where it was missed."""
+    print(f"    bar {name}: {'met' if is_met else 'MISSED'} ({value})")
+    return is_met
+
+
 def report(dtype, rank, count, timings):
-    """One line per case."""
+    """One line per case, then its bars; returns which of them were met."""
     floor = timings.best("C") + timings.best("G")
     ours, core = timings.best("ours"), timings.best("core")
     print(
@@ -189,10 +200,15 @@ def report(dtype, rank, count, timings):
     )
     for name in ("ours", "ours node", "ours load", "core", "core node", "core load", "C", "G"):
         print(f"    {name:10} {timings.spread(name)}")
+    found = [verdict(f"{FLOOR_BAR} x floor", f"{ours / floor:.2f} x", ours <= FLOOR_BAR * floor)]
+    if count >= 2 and rank in FASTER_BAR:
+        bar = FASTER_BAR[rank]
+        found.append(verdict(f"{bar} x core", f"{core / ours:.2f} x", core >= bar * ours))
+    return found
 
 
 def load_and_map(path, model, names, repetitions):
-    """A file from disk to targets; both sides from the page cache."""
+    """A file from disk to targets; both sides from the page cache. Returns whether in time."""
     import comfy.lora
     import comfy.lora_convert
     import comfy.utils
@@ -207,6 +223,8 @@ def load_and_map(path, model, names, repetitions):
         timings.run("ours", lambda: bind(load_lora(path), names))
         timings.run("core", core)
     print(f"load + map: ours {timings.spread('ours')} ms, core {timings.spread('core')} ms")
+    best = timings.best("ours")
+    return verdict(f"{LOAD_BAR * 1e3:.0f} ms", f"{best * 1e3:.1f} ms", best <= LOAD_BAR)
 
 
 def main():
@@ -219,6 +237,7 @@ def main():
     options = parser.parse_args()
     keep_memory()
     print(machine(), "| milliseconds are min/median/max")
+    met = []
     with tempfile.TemporaryDirectory() as folder:
         start_comfyui(folder)
         from checkpoints import FULL, unet_targets
@@ -235,11 +254,12 @@ def main():
                 ]
                 for seed, path in enumerate(paths):
                     write_random_lora(path, targets, rank, seed)
-                load_and_map(paths[0], models[1], names, options.repetitions)
+                met.append(load_and_map(paths[0], models[1], names, options.repetitions))
                 for count in options.counts:
                     timings = run_case(models, names, targets, paths[:count], options.repetitions)
-                    report(dtype, rank, count, timings)
+                    met += report(dtype, rank, count, timings)
                     gc.collect()
+    print(f"bars: {sum(met)} of {len(met)} met")
 
 
 if __name__ == "__main__":

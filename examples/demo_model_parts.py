@@ -1,19 +1,22 @@
-"""The demo model's modules, and the files that hold their weights."""
+"""The demo model's modules, its tokens, and the files that hold its weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from instant_clip_tokenizer import Tokenizer
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lora_workbench.headless.demo_model import structure as sizes
+from lora_workbench.headless.demo_model.pictures import Scene
 from lora_workbench.hosts.embedded.checkpoints import ldm_tensors
 from lora_workbench.hosts.embedded.parts import Checkpoint, DiffusionPart, TextPart, VaePart
 from lora_workbench.lora_core.files.write import write_safetensors
 
+START, END = 49406, 49407
 RANK = 4
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2", "proj_in", "proj_out"]
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
@@ -40,6 +43,20 @@ class TokenRows(nn.Module):
     def whole(self) -> Tensor:
         """Give the table with the trained rows in their places."""
         return self.table.index_copy(0, self.ids, self.rows.detach())
+
+
+def caption_tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> Tensor:
+    """Give ids, (n, 77): start, caption, end, and the end token as padding, as SD1 has it."""
+    rows = []
+    for caption in captions:
+        ids = [START, *tokenizer.encode(caption), END][: sizes.POSITIONS]
+        rows.append(ids + [END] * (sizes.POSITIONS - len(ids)))
+    return torch.tensor(rows)
+
+
+def trained_ids(tokenizer: Tokenizer, scenes: Sequence[Scene]) -> list[int]:
+    """Give the ids of all words in the captions, and the two marks."""
+    return sorted({START, END}.union(*(tokenizer.encode(scene.caption) for scene in scenes)))
 
 
 def new_vae() -> AutoencoderKL:

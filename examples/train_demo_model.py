@@ -16,12 +16,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from demo_model_parts import (
+    END,
+    START,
     TEXT_TARGETS,
     UNET_TARGETS,
+    caption_tokens,
     kohya_tensors,
     lora_metadata,
     new_model,
     new_vae,
+    trained_ids,
     with_lora,
     write_base,
 )
@@ -45,24 +49,9 @@ from lora_workbench.lora_core.files.write import write_safetensors
 PICTURES, STYLED = 5376, 1792
 VAE_STEPS, UNET_STEPS, LORA_STEPS = 3000, 3600, 500
 BATCH = 32
-START, END = 49406, 49407
 Batch = Callable[[], tuple[Tensor, Tensor]]
 
 ALPHAS_BAR = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
-
-
-def caption_tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> Tensor:
-    """Give ids, (n, 77): start, caption, end, and the end token as padding, as SD1 has it."""
-    rows = []
-    for caption in captions:
-        ids = [START, *tokenizer.encode(caption), END][: sizes.POSITIONS]
-        rows.append(ids + [END] * (sizes.POSITIONS - len(ids)))
-    return torch.tensor(rows)
-
-
-def trained_ids(tokenizer: Tokenizer, scenes: Sequence[Scene]) -> list[int]:
-    """Give the ids of all words in the captions, and the two marks."""
-    return sorted({START, END}.union(*(tokenizer.encode(scene.caption) for scene in scenes)))
 
 
 def varied_tokens(tokens: Tensor, captions: Sequence[Scene], tokenizer: Tokenizer) -> Tensor:

@@ -27,7 +27,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples" / "api"
 CAPTIONS = (
     "a red circle on a blue background",
     "a yellow star on a purple background",
-    "a white heart on a green background",
+    "a green house on an orange background",
     "a pink moon on a blue background",
 )
 SEED, STEPS, CFG, PER_CAPTION = 4, 16, 4.0, 2

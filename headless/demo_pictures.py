@@ -23,9 +23,7 @@ def show_pictures(scratch: Path, grid: Path) -> bool:
     Returns:
         Whether the pictures after un-merging are the base's; True where libraries are missing.
     """
-    print(
-        "\n5. The example graphs without ComfyUI, on a small model of Stable Diffusion's structure"
-    )
+    print("\n5. The example graphs without ComfyUI, on a small model of SD1.5's structure")
     missing = missing_libraries()
     if missing:
         fix = 'pip install "comfyui-lora-workbench[headless]"'

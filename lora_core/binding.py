@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from .errors import LoraError, NothingMatchedError, ShapeMismatchError, Unsuppor
 from .formats.suffixes import BFL_CONTROL
 from .lora import Lora, LoraModule, Part
 from .models.target import ModuleTargets, Target
+from .refusals import modules_not_supported, part_not_supported
 
 USED = "used"
 UNMATCHED = "unmatched"
@@ -18,14 +19,7 @@ UNSUPPORTED = "not supported"
 NOT_USED_HERE = "not used here"
 UNKNOWN = "unknown name"
 
-# Kinds, and of kinds that several writers spell their own way the roles, that ComfyUI reads.
-_KINDS_OF_COMFYUI = frozenset({"loha", "lokr", "glora", "set"})
-_SUFFIXES_OF_COMFYUI = {"dora": ".dora_scale", "oft": ".oft_blocks"}
-
 _FIRST_CONVOLUTION = "input_blocks.0.0.weight"
-_WITH_COMFYUI = (
-    "until LoRA Workbench supports it, load this file with ComfyUI's own LoraLoader node."
-)
 _TEXT_ENCODER_NAMES = (
     *("lora_te", "lora_prior_te", "oft_te", "text_encoder", "text_model.", "encoder.layers."),
     *("clip_l.", "clip_g.", "clip_h.", "base_model.model.text_model.", "text_projection"),
@@ -160,33 +154,19 @@ class Binding:
     def _check_supported(self) -> None:
         needed = [bound for bound in self.parts if bound.verdict == UNSUPPORTED]
         if needed:
-            raise UnsupportedFormatError(
-                f"{self.lora.name} cannot be applied: {needed[0].reason}.",
-                {"Module": needed[0].module.lora_key},
-                _WITH_COMFYUI,
-            )
+            raise part_not_supported(self.lora, needed[0].module, needed[0].reason)
 
     def _raise_nothing_matched(self) -> None:
         lora = self.lora
         modules = tuple(lora.modules.values())
         if modules and all(module.problem for module in modules):
-            self._raise_unsupported(modules)
+            raise modules_not_supported(lora, modules)
         if self.refused:
-            self._raise_unsupported(self.refused)
+            raise modules_not_supported(lora, self.refused)
         raise NothingMatchedError(
             f"{lora.name} is not for this model: none of its tensors addresses a weight of it.",
             {"Tensors": len(lora.file.tensors), "First": next(iter(lora.file.tensors), "none")},
             "use a LoRA made for this base; `lora-workbench inspect` names the base of a file.",
-        )
-
-    def _raise_unsupported(self, modules: Sequence[LoraModule]) -> None:
-        kinds = Counter(module.kind for module in modules)
-        raise UnsupportedFormatError(
-            f"{self.lora.name} cannot be applied: {modules[0].problem}.",
-            {"Modules": ", ".join(f"{n} {kind}" for kind, n in kinds.items())},
-            _WITH_COMFYUI
-            if all(map(_is_read_by_comfyui, modules))
-            else "use a file of plain LoRA, LoCon, diff or norm modules.",
         )
 
     def _check_complete(self) -> None:
@@ -210,13 +190,6 @@ def _refused(lora: Lora, table: NameTable) -> Iterator[LoraModule]:
     for module in lora.modules.values():
         if module.problem is not None and table.find(module.lora_key):
             yield module
-
-
-def _is_read_by_comfyui(module: LoraModule) -> bool:
-    suffix = _SUFFIXES_OF_COMFYUI.get(module.kind)
-    if suffix is None:
-        return module.kind in _KINDS_OF_COMFYUI
-    return any(key.endswith(suffix) for key in module.keys.values())
 
 
 def _bound_parts(lora: Lora, table: NameTable) -> Iterator[BoundPart]:

@@ -8,10 +8,10 @@ import torch
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """The folder of real files and key lists beside the repository."""
+    """The folder of real files, key lists and published workflows beside the repository."""
     folder = Path(__file__).parents[1].parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("../shared/data is not here")
+        pytest.skip("../shared/data is not here: no real files, key lists, published workflows")
     return folder
 
 

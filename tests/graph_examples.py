@@ -244,10 +244,17 @@ class ToyChangedPlain(ToyChanged):
         return value
 
 
+class Thing:
+    """No JSON, and the same words in every message."""
+
+    def __repr__(self):
+        return "a thing"
+
+
 class ToyChangedObject(ToyChanged):
     @classmethod
     def IS_CHANGED(cls, value):
-        return object()
+        return Thing()
 
 
 class ToyChecked(Toy):

@@ -198,7 +198,7 @@ class _Validator:
             errors += custom.errors(constants(inputs, spec, node_id), received, self._calls)
         before = self._verdicts.get(node_id, _Verdict(True, []))  # a cycle was found above
         errors = before.errors + [each for each in errors if each not in before.errors]
-        verdict = _Verdict(before.valid and valid and not errors, errors)
+        verdict = _Verdict(valid and not errors, errors)
         self._verdicts[node_id] = verdict
         return verdict
 

@@ -13,7 +13,8 @@ _TEXTS = {
 }
 _QUANTISED_MERGE = (
     "the weights are quantised, and a merge rounds much of the LoRAs away (error of their effect "
-    "6 to 500 %, by format and strength); modes 'auto' and 'runtime' keep them whole."
+    "on a layer 6 to 500 %, by format and strength); modes 'auto' and 'runtime' add them to the "
+    "layers' outputs, unrounded."
 )
 
 

@@ -45,7 +45,7 @@ class ComfyNames:
             self._encoders = _numbered_encoders(clip.cond_stage_model.state_dict())
         self._own = self._own_table()
         self._known = {t.target_key: t for t in self._own.targets} if self._own else {}
-        encoders = {"te1", *self._encoders.values()} if clip is not None else set()
+        encoders = set(self._encoders.values()) or {"te1"} if clip is not None else set()
         self.components = frozenset(encoders | ({"unet"} if model is not None else set()))
 
     def is_of(self, clip: Any) -> bool:

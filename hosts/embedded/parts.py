@@ -60,7 +60,7 @@ class VaePart:
 
     Attributes:
         vae: A diffusers ``AutoencoderKL``, or ``AutoencoderTiny`` (TAESD).
-        latent_scale: As the UNet's.
+        latent_scale: As the UNet's; for TAESD what the file says (``vae_scale``, 1 when absent).
     """
 
     vae: nn.Module

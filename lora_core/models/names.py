@@ -116,6 +116,6 @@ def rewritten(lora_key: str) -> Iterator[str]:
         yield stripped
     if stripped.startswith("lora_") and "." in stripped:
         yield flat(stripped)
-    processor = _PROCESSOR.fullmatch(stripped)
+    processor = _PROCESSOR.fullmatch(name)
     if processor and processor[2] in _PROCESSOR_MODULES:
         yield f"{processor[1]}.{_PROCESSOR_MODULES[processor[2]]}"

@@ -277,10 +277,10 @@ def test_an_inpainting_unet_sees_what_it_does_in_comfyui(comfy, masked):
 
 
 def half_mask():
-    """Soft, in pixels, one for the whole batch."""
+    """Soft, in pixels, with edges amid latents; one for the whole batch."""
     mask = torch.zeros(1, 8 * SIZE[2], 8 * SIZE[3])
-    mask[:, :, 37:] = 1.0
-    mask[:, :, 29:37] = 0.3
+    mask[:, :, 36:] = 1.0
+    mask[:, :, 28:36] = 0.3
     return mask
 
 

@@ -152,6 +152,24 @@ def test_a_published_lora_keeps_a_fifth_of_a_copy_as_residual_and_nothing_with_t
         assert digests(model) == before
 
 
+@pytest.mark.parametrize("rho", [0.002, 0.09])
+@pytest.mark.parametrize(
+    ("undo", "most"), [("residual", 0.2), pytest.param("file", 0, marks=NAMES_FILES)]
+)
+def test_a_lora_as_large_as_a_published_one_keeps_as_little(comfy, loaded, base, undo, most, rho):
+    """Published rank-4 files have ``||delta|| / ||W||`` 0.002, 0.015 and 0.09 (medians)."""
+    rank, name = 4, f"on_device_rho_{rho}.safetensors"
+    targets = attention_targets(lora_targets(SLIM))
+    write_lora(comfy.loras_dir / name, targets, rank=rank, seed=23, scale=rho / rank**0.5)
+    merged = load(merge(loaded[0], (name, 1.0), undo=undo))
+    assert records(merged).keys() == merged.backup.keys() == merged.patches.keys()
+    carried = state_of(merged)
+    sizes = [float((carried[k] - base[k]).norm() / base[k].norm()) for k in merged.patches]
+    assert rho / 1.5 < min(sizes) <= max(sizes) < rho * 1.5
+    kept = sum(record.nbytes() for record in records(merged).values())
+    assert kept <= most * full_size(merged)
+
+
 def digests(patcher):
     """A hash of each weight's bits: copies of a whole SD1.5 would take 3 GB more."""
     state = patcher.model.state_dict()

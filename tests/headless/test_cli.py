@@ -314,6 +314,7 @@ def test_the_demo_says_when_a_base_is_not_restored(capsys, tmp_path, monkeypatch
 
     monkeypatch.setattr(demo.SafetensorsFile, "read_many", spoiled)
     monkeypatch.setattr(demo.SafetensorsFile, "read", lambda f, k: read_many(f, [k])[k])
+    monkeypatch.setattr(demo, "show_pictures", lambda *_: True)
     assert main(["demo", "--folder", str(tmp_path)]) == 1
     assert "base restored bit for bit: no, 1 tensors differ" in capsys.readouterr().out
 

@@ -66,11 +66,6 @@ def test_shapes_are_77_by_the_sum_of_the_widths(part):
     assert found.states.dtype == found.pooled.dtype == torch.float32
 
 
-def test_a_weight_of_one_changes_no_bit(part):
-    plain, weighted = encode(part, "a red cat"), encode(part, "a (red:1.0) cat")
-    assert torch.equal(plain.states, weighted.states)
-
-
 def test_a_weight_interpolates_between_the_empty_prompt_and_the_prompt(part):
     """In float64, from the states of the unweighted prompts: at the word itself, nowhere else."""
     plain, empty = (encode(part, text).states.double() for text in ("a red cat", ""))
@@ -99,6 +94,15 @@ def test_a_layer_that_an_encoder_does_not_have_is_the_family_s_own(part):
 
 def ids_of(text, name):
     return torch.tensor([[token.id for token in tokenize(text, name, clip_tokenizer())[0]]])
+
+
+def test_a_weight_of_one_changes_no_bit(parts):
+    """Beside a weighted word, against transformers with the same two prompts in its batch."""
+    ids = torch.cat([ids_of("a red cat", "l"), ids_of("", "l")])
+    theirs = parts["sd15"].encoders["l"](ids).last_hidden_state[:1]
+    others = torch.arange(77) != position_of("a red cat", "red")
+    found = encode(parts["sd15"], "a (red:1.7) cat").states
+    assert torch.equal(found[:, others], theirs[:, others])
 
 
 def test_sd15_reads_what_transformers_gives_as_its_last_state(parts):
@@ -134,3 +138,16 @@ def test_no_gradient_is_kept(parts):
     found = encode(part, "a cat")
     weight.requires_grad_(False)
     assert not found.states.requires_grad
+
+
+def test_sd2_without_its_last_layer_is_read_at_the_same_layer(monkeypatch):
+    """diffusers' folders of SD2 have 23 of the 24 layers."""
+    encoders = []
+    for layers in (24, 23):
+        monkeypatch.setitem(LAYERS, "h", layers)
+        encoders.append(encoder_of("h"))
+    whole, cut = encoders
+    cut.load_state_dict({name: whole.state_dict()[name] for name in cut.state_dict()})
+    for skip in (None, -2, -3, -24):
+        left, right = (encode(TextPart({"h": e}, "sd2", {}), "a fox", skip) for e in encoders)
+        assert torch.equal(left.states, right.states), skip

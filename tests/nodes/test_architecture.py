@@ -86,7 +86,7 @@ def test_one_script_names_comfyui_and_one_registers():
     texts = {str(path.relative_to(ROOT / "web")): path.read_text("utf-8") for path in SCRIPTS}
     assert [name for name, text in texts.items() if "/scripts/" in text] == ["comfy.js"]
     assert [name for name, text in texts.items() if "registerExtension" in text] == ["main.js"]
-    for name, text in texts.items():
+    for name in texts:
         if name.startswith("extensions/"):
             assert f"./{name}" in texts["main.js"]
 

@@ -50,7 +50,7 @@ RUN = """async () => {
     const { api } = window.comfyAPI.api
     const finished = new Promise((done, fail) => {
         api.addEventListener("execution_success", done, { once: true })
-        api.addEventListener("execution_error", ({ detail }) => fail(Error(detail.exception_message)))
+        api.addEventListener("execution_error", ({ detail }) => fail(detail.exception_message))
     })
     await app.queuePrompt(0, 1)
     await finished
@@ -171,6 +171,7 @@ def frontend(server) -> Frontend:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGUMENTS)
         page = browser.new_page()
+        page.set_default_timeout(1000 * SECONDS_TO_START)
         page.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
         shown = Frontend(page)
         page.goto(server.url)

@@ -78,9 +78,9 @@ class KSampler(CoreNode):
         scheduler: str,
         positive: Any,
         negative: Any,
-        latent_image: dict[str, Tensor],
+        latent_image: dict[str, Any],
         denoise: float = 1.0,
-    ) -> tuple[dict[str, Tensor]]:
+    ) -> tuple[dict[str, Any]]:
         """Sample with the LoRAs that this MODEL carries."""
         samples = sample(
             model.loaded(),
@@ -94,6 +94,8 @@ class KSampler(CoreNode):
             scheduler,
             denoise,
             callback=lambda step, _x0, _x, total: self.host.report_progress(step + 1, total),
+            noise_mask=latent_image.get("noise_mask"),
+            batch_index=latent_image.get("batch_index"),
         )
         return ({**latent_image, "samples": samples},)
 

@@ -98,8 +98,8 @@ def _encode_with(
 
     output = encoder(input_ids=ids, output_hidden_states=True)
     # One more than there are layers: the first are the embeddings.
-    has_layer = clip_skip is not None and -clip_skip < len(output.hidden_states)
-    states = output.hidden_states[clip_skip if has_layer else reading.layer]
+    depth = len(output.hidden_states) - 1
+    states = output.hidden_states[_layer(reading, name, depth, clip_skip)]
     if reading.is_normed:
         # transformers: 5 has it on the encoder itself where there is no projection.
         states = getattr(encoder, "text_model", encoder).final_layer_norm(states)
@@ -108,6 +108,16 @@ def _encode_with(
         states = _weighted(states[:-1], states[-1], weights.to(device))
     pooled = _pooled(encoder, output.last_hidden_state, chunks[0], reading.is_projected)
     return states.reshape(1, -1, states.shape[-1]), pooled
+
+
+def _layer(reading: _Reading, name: EncoderName, depth: int, clip_skip: int | None) -> int:
+    """The layer to read, counted from the end of an encoder of ``depth`` layers.
+
+    SD2's folders of diffusers leave out the last of 24 layers, which SD2 does not read.
+    """
+    missing = 1 if name == "h" and depth == 23 else 0
+    wanted = (reading.layer if clip_skip is None else clip_skip) + missing
+    return wanted if -depth <= wanted < 0 else reading.layer + missing
 
 
 def _weighted(states: Tensor, empty: Tensor, weights: Tensor) -> Tensor:

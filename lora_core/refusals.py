@@ -1,0 +1,46 @@
+"""Errors for LoRAs of kinds that are recognised and cannot be applied, with a way that works."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from .errors import UnsupportedFormatError
+from .lora import Lora, LoraModule
+
+# Read in ComfyUI 0.30; of DoRA and OFT only under the suffix given, PEFT's is passed over.
+_KINDS_OF_COMFYUI = {
+    "loha": "",
+    "lokr": "",
+    "glora": "",
+    "set": "",
+    "dora": ".dora_scale",
+    "oft": ".oft_blocks",
+}
+_WITH_COMFYUI = (
+    "until LoRA Workbench supports it, load this file with ComfyUI's own LoraLoader node."
+)
+
+
+def modules_not_supported(lora: Lora, modules: Sequence[LoraModule]) -> UnsupportedFormatError:
+    """For a file of which these modules, and no others, could have changed the model."""
+    kinds = Counter(module.kind for module in modules)
+    return UnsupportedFormatError(
+        f"{lora.name} cannot be applied: {modules[0].problem}.",
+        {"Modules": ", ".join(f"{n} {kind}" for kind, n in kinds.items())},
+        _WITH_COMFYUI
+        if all(map(_is_read_by_comfyui, modules))
+        else "use a file of plain LoRA, LoCon, diff or norm modules.",
+    )
+
+
+def part_not_supported(
+    lora: Lora, module: LoraModule, reason: str | None
+) -> UnsupportedFormatError:
+    """For a module without which the others of the file make no sense; ComfyUI reads it."""
+    return UnsupportedFormatError(
+        f"{lora.name} cannot be applied: {reason}.", {"Module": module.lora_key}, _WITH_COMFYUI
+    )
+
+
+def _is_read_by_comfyui(module: LoraModule) -> bool:
+    suffix = _KINDS_OF_COMFYUI.get(module.kind)
+    return suffix is not None and any(key.endswith(suffix) for key in module.keys.values())
