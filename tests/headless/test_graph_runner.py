@@ -305,6 +305,15 @@ def press_control_c(self=None, value=None):
     signal.raise_signal(signal.SIGINT)
 
 
+@pytest.fixture
+def python_hears_control_c():
+    """Shells start commands in the background with SIGINT ignored, and Python leaves it so."""
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, found)
+
+
+@pytest.mark.usefixtures("python_hears_control_c")
 def test_control_c_in_a_node_ends_the_run_and_the_next_one_is_clean(runner, work):
     work("ToyOnce", press_control_c)
     prompt = shown(y=number(), x=node("ToyOnce", value=["y", 0]))
@@ -314,6 +323,7 @@ def test_control_c_in_a_node_ends_the_run_and_the_next_one_is_clean(runner, work
     assert run(runner, prompt).executed == ("x", "show")
 
 
+@pytest.mark.usefixtures("python_hears_control_c")
 def test_control_c_while_coroutines_wait_ends_the_run(runner):
     timer = threading.Timer(0.05, press_control_c)
     timer.start()
