@@ -81,7 +81,11 @@ def test_the_embedded_host_runs_an_example_in_the_same_order(
         assert "--comfyui" in finished.stderr
         return
     assert (code, finished.returncode, ours["errors"]) == (0, 0, [])
-    assert ours["executed"] == theirs["executed"]
+    assert sorted(ours["executed"]) == sorted(theirs["executed"])
+    graph, described = json.loads(path.read_text()), server.get("object_info")
+    outputs = [key for key in graph if described[graph[key]["class_type"]]["output_node"]]
+    # ComfyUI: several outputs lie in a set, whose order is another in each process (0.30).
+    assert len(outputs) > 1 or ours["executed"] == theirs["executed"]
 
 
 @every_workflow
