@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from ...lora_core.errors import LoraError, UnknownChoiceError
@@ -15,6 +16,7 @@ from .merge_on_device import OnDeviceMerge, mark_merged, pristine_weight
 from .model_kinds import model_kind, refuse_unsupported
 from .names import ComfyNames
 from .patches import patched
+from .repatch import passed_over_notes
 
 _MODES = ("on_device", "bake")
 
@@ -46,7 +48,9 @@ def merged(
                 _prove_file(new, plan, checkpoint)
     facts = {"weights": _weights_text(counts), "undo": _undo_text(undo, counts, checkpoint)}
     path = _path(model, counts)
-    return Merged(new_model, new_clip, plan.bindings, path, _notes(model, clip), facts)
+    skipped = (passed_over_notes(patcher) for patcher in _patchers(new_model, new_clip))
+    notes = (*_notes(model, clip), *chain.from_iterable(skipped))
+    return Merged(new_model, new_clip, plan.bindings, path, notes, facts)
 
 
 def _baked(model: Any, clip: Any, plan: Plan) -> Merged:

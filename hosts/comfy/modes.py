@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .model_kinds import ModelKind, model_kind, refuse_unsupported
-from .repatch import repatch_text
+from .repatch import passed_over_notes, repatch_text
 from .runtime import runtime_notes
 
 _TEXTS = {
@@ -43,6 +43,7 @@ class Way:
     def notes(self, patcher: Any) -> list[str]:
         """What a user should know of the clone that carries the LoRAs."""
         notes = [self.kind.note] if self.kind.note else []
+        notes += passed_over_notes(patcher)
         if self.mode == "runtime":
             notes += runtime_notes(patcher)
         elif self.kind.is_quantised:

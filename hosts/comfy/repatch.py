@@ -71,6 +71,35 @@ def repatch_text(patcher: Any, may_reclass: bool) -> str:
     return f"a change patches the whole model again, ComfyUI's own path{cause}"
 
 
+def passed_over(patcher: Any) -> list[str]:
+    """The patched weights that ComfyUI's own load leaves as they are.
+
+    ComfyUI: a load patches no parameter of a module that has parameters in modules below it, such
+    as Wan's ``blocks.0.modulation``, though ``add_patches`` takes them (0.3.64 to 0.30).
+    """
+    names = (key.rpartition(".")[0] for key in patcher.patches)
+    modules = {name: patcher.model.get_submodule(name) for name in dict.fromkeys(names)}
+    skipped = {name for name, module in modules.items() if _is_passed_over(module)}
+    return [key for key in patcher.patches if key.rpartition(".")[0] in skipped]
+
+
+def passed_over_notes(patcher: Any) -> list[str]:
+    """What a report must say of patched weights that a class of others leaves at their base."""
+    names = [] if isinstance(patcher, DifferentialRepatch) else passed_over(patcher)
+    if not names:
+        return []
+    weights = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return [
+        f"{len(names)} of the weights above stay as they were: ComfyUI's load patches no parameter "
+        f"of a module with modules below it ({weights}); Merge Into Model with mode 'bake' does."
+    ]
+
+
+def _is_passed_over(module: Any) -> bool:
+    own = module._parameters.keys()
+    return any(name not in own for name, _ in module.named_parameters())
+
+
 @cache
 def _class_over(base: type, mixin: type) -> type:
     """One class per process, so that clones of clones are of equal class."""
@@ -138,6 +167,14 @@ class DifferentialRepatch:
             self._fail()
             self.detach()
             raise
+
+    def load(self, device_to: Any = None, *args: Any, **options: Any) -> Any:
+        """Load as ComfyUI does, with the patches of weights that its load passes over."""
+        self.unpatch_hooks()  # as ComfyUI's load begins: hooks lie on top of patches
+        for key in passed_over(self):
+            if key not in self.backup:
+                self.patch_weight_to_device(key, device_to=device_to)
+        return super().load(device_to, *args, **options)
 
     def partially_unload(self, *args: Any, **options: Any) -> Any:
         """Unload as ComfyUI does; after a failure the next load restores everything."""
@@ -252,7 +289,8 @@ class DifferentialRepatch:
         for key in self._changed(record):
             module, name = self._place(key)
             # ComfyUI: set on each module that a load has patched and moved (0.3.64 to 0.30).
-            if not getattr(module, "comfy_patched_weights", False):
+            is_loaded = getattr(module, "comfy_patched_weights", False) or _is_passed_over(module)
+            if not is_loaded:
                 yield f"{key} is not fully loaded"
             if name not in module._parameters:
                 yield f"{key} is not a parameter"

@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .fused import row_chunks
 from .kernels import compiled_for
 
 # Primes, so that no row length divides them: the top bit of a word has the same weight wherever it
@@ -53,8 +54,9 @@ class Checksum:
         """
         loops = compiled_for(self._lanes, out, rows)
         if loops is None or not (_has_words(out) and _has_words(rows)):
-            out.copy_(rows)
-            self.update(out)
+            for start, stop in row_chunks(tuple(rows.shape)):  # summed while in cache
+                out[start:stop].copy_(rows[start:stop])
+                self.update(out[start:stop])
             return
         self._done += loops.copy_words(self._lanes, self._done, out, rows, BLOCK_FACTOR)
 
@@ -71,14 +73,18 @@ class Checksum:
             self._done += count
             taken += count
 
-    def value(self) -> Tensor:
-        """The checksum so far, a 0-d int64 tensor on the device."""
-        lanes = self._lanes[: min(_LANES, self._done)]
-        loops = compiled_for(lanes)
+    def value(self) -> Tensor | int:
+        """The checksum so far, 64 bits, signed: a 0-d tensor on the device, or an int.
+
+        An int where compiled loops have it at hand: each operation of torch gives up the
+        interpreter's lock, and threads that restore small storages would wait for one another.
+        """
+        count = min(_LANES, self._done)
+        loops = compiled_for(self._lanes)
         if loops is not None:
-            weights = _lane_weights(lanes.device)
-            total = loops.value_of(lanes, _FOLDS, _FOLD_FACTOR, weights)
-            return torch.tensor(total)
+            weights = _lane_weights(self._lanes.device)
+            return int(loops.value_of(self._lanes, count, _FOLDS, _FOLD_FACTOR, weights))
+        lanes = self._lanes[:count]
         for width in _FOLDS:
             if lanes.numel() > width:
                 more, lanes = lanes[width:], lanes[:width].clone()
@@ -114,8 +120,8 @@ def _has_words(rows: Tensor) -> bool:
     return math.prod(rows.shape[1:]) * size % 4 == 0 and rows.storage_offset() * size % 4 == 0
 
 
-def checksum(weight: Tensor) -> Tensor:
-    """Checksum of a whole tensor, a 0-d int64 tensor on its device."""
+def checksum(weight: Tensor) -> Tensor | int:
+    """Checksum of a whole tensor; see ``Checksum.value``."""
     total = Checksum(weight.device)
     total.update(weight)
     return total.value()

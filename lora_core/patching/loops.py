@@ -59,9 +59,12 @@ def copy_words(lanes: Tensor, done: int, out: Tensor, words: Tensor, factor: int
     return count
 
 
-def value_of(lanes: Tensor, widths: tuple[int, ...], factor: int, weights: Tensor) -> int:
-    """``Checksum.value``: fold ``lanes`` to each of ``widths``, then sum with ``weights``."""
-    return int(_value_of(lanes.numpy(), widths, np.int32(factor), weights.numpy()))
+def value_of(
+    lanes: Tensor, count: int, widths: tuple[int, ...], factor: int, weights: Tensor
+) -> int:
+    """``Checksum.value``: fold ``count`` lanes to each of ``widths``, then sum with ``weights``."""
+    at = (lanes.data_ptr(), weights.data_ptr())
+    return int(_value_of(at, count, widths, np.int32(factor)))
 
 
 def find_exceptions(
@@ -193,15 +196,16 @@ def _copy_words(at: Any, width: int, done: int, count: int, factor: Any) -> None
 
 
 @njit(nogil=True, cache=True)
-def _value_of(lanes: Any, widths: Any, factor: Any, weights: Any) -> int:
-    folded = np.empty(widths[0], np.int32)
+def _value_of(at: Any, count: int, widths: Any, factor: Any) -> int:
+    lanes = carray(_pointer(at[0], np.int32(0)), count)
+    weights = carray(_pointer(at[1], np.int64(0)), widths[-1])
     for width in widths:
         if lanes.size > width:
-            more = lanes[width:]
+            more, folded = lanes[width:], np.empty(width, np.int32)
             for i in range(more.size):
                 folded[i] = np.int32(lanes[i] * factor + more[i])
-            folded[more.size : width] = lanes[more.size : width]
-            lanes = folded[:width]
+            folded[more.size :] = lanes[more.size : width]
+            lanes = folded
     total = np.int64(0)
     for i in range(lanes.size):
         total += np.int64(lanes[i]) * weights[i]

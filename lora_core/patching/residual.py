@@ -35,11 +35,11 @@ class ResidualUndo:
     rung: str = "residual"
     terms: Terms = ()
     whole: bool = True
-    checksum: Tensor | None = None
+    checksum: Tensor | int | None = None
     chunks: dict[int, _MergedChunk] = field(default_factory=dict)
     in_flight: tuple[int, Tensor] | None = None
 
-    def write(self, terms: Terms, fuse: Fuse) -> Tensor | None:
+    def write(self, terms: Terms, fuse: Fuse) -> Tensor | int | None:
         """See ``Undo.write``."""
         self.whole = False
         self._settle()
@@ -59,7 +59,7 @@ class ResidualUndo:
             self.chunks.pop(start, None)
             self.in_flight = None
 
-    def _write_chunks(self, terms: Terms, fuse: Fuse) -> Tensor:
+    def _write_chunks(self, terms: Terms, fuse: Fuse) -> Tensor | int:
         total = Checksum(self.weight.device)
         for start, stop in row_chunks(tuple(self.weight.shape)):
             base = self._base_rows(start, stop, fuse)

@@ -41,9 +41,9 @@ class Undo(Protocol):
     weight: Tensor
     terms: Terms
     whole: bool
-    checksum: Tensor | None
+    checksum: Tensor | int | None
 
-    def write(self, terms: Terms, fuse: Fuse) -> Tensor | None:
+    def write(self, terms: Terms, fuse: Fuse) -> Tensor | int | None:
         """Bring the storage from whatever it holds to ``terms``.
 
         Returns:
@@ -69,7 +69,7 @@ class FullUndo:
     rung: str = "full"
     terms: Terms = ()
     whole: bool = True
-    checksum: Tensor | None = None
+    checksum: Tensor | int | None = None
     saved: int = 0
 
     @classmethod
@@ -77,7 +77,7 @@ class FullUndo:
         """A record with room for the copy; nothing is copied yet."""
         return cls(weight, torch.empty_like(weight, memory_format=torch.contiguous_format))
 
-    def write(self, terms: Terms, fuse: Fuse) -> Tensor | None:
+    def write(self, terms: Terms, fuse: Fuse) -> Tensor | int | None:
         """See ``Undo.write``."""
         self.whole = False
         if not terms:
@@ -100,14 +100,13 @@ class FullUndo:
         else:
             total.update(copy)
 
-    def _restore(self) -> Tensor:
+    def _restore(self) -> Tensor | int:
         total = Checksum(self.weight.device)
-        for start, stop in row_chunks(tuple(self.weight.shape)):
-            rows = self.weight[start:stop]
-            if stop <= self.saved:
-                total.copy(rows, self.copy[start:stop])
-            else:
-                total.update(rows)
+        if self.saved == self.weight.shape[0]:
+            total.copy(self.weight, self.copy)
+        else:
+            total.copy(self.weight[: self.saved], self.copy[: self.saved])
+            total.update(self.weight[self.saved :])
         return total.value()
 
     def copied_onto(self, weight: Tensor) -> "FullUndo":
@@ -128,7 +127,7 @@ class FileUndo:
     rung: str = "file"
     terms: Terms = ()
     whole: bool = True
-    checksum: Tensor | None = None
+    checksum: Tensor | int | None = None
 
     def problem(self) -> str | None:
         """Why the file cannot give the storage back; sets ``checksum`` when it can.
@@ -149,7 +148,7 @@ class FileUndo:
         self.checksum = value
         return None
 
-    def write(self, terms: Terms, fuse: Fuse) -> Tensor | None:
+    def write(self, terms: Terms, fuse: Fuse) -> Tensor | int | None:
         """See ``Undo.write``."""
         untouched = self.whole and not self.terms
         self.whole = False

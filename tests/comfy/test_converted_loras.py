@@ -97,12 +97,16 @@ def bfl_file(columns):
     return tensors
 
 
-def apply_ours(model, name):
+def apply_node(model, name, strength):
     import nodes
 
     node = nodes.NODE_CLASS_MAPPINGS["LoraWorkbenchApply"]()
-    result = node.execute(model, f"<lora:{name}:0.8>", mode="merge")["result"]
+    result = node.execute(model, f"<lora:{name}:{strength}>", mode="merge")["result"]
     return result[0], result[2]
+
+
+def apply_ours(model, name):
+    return apply_node(model, name, 0.8)
 
 
 def apply_core(model, name):
@@ -142,6 +146,58 @@ def assert_as_core(comfy, model, name, tensors, left_out=()):
 def test_wan_fun_files_are_applied_as_core_applies_them(comfy, wan):
     report = assert_as_core(comfy, wan, "wan_fun", wan_fun_file())
     assert "9 / 9 tensors used" in report
+
+
+def modulation_file():
+    """Differences of parameters that lie beside modules, as distilled Wan LoRAs have them."""
+    names = {"blocks.0.modulation": (1, 6, 48), "head.modulation": (1, 2, 48)}
+    tensors = {
+        f"diffusion_model.{name}.diff": torch.linspace(-1, 1, shape[1] * shape[2]).reshape(shape)
+        for name, shape in names.items()
+    }
+    return tensors | factors("diffusion_model.blocks.0.self_attn.q", 48, 48, PEFT)
+
+
+@only_030
+def test_weights_that_cores_load_passes_over_are_patched_and_restored(comfy, wan):
+    """Core takes these patches and never applies them: its weights stay the base's."""
+    from comfy import model_management
+
+    save_file(modulation_file(), comfy.loras_dir / "modulation.safetensors")
+    base = {key: value.clone() for key, value in wan.model.state_dict().items()}
+    passed = ("diffusion_model.blocks.0.modulation", "diffusion_model.head.modulation")
+    core = patched_weights(apply_core(wan, "modulation"))
+    assert set(passed) < core.keys()
+    assert all(torch.equal(core[key], base[key]) for key in passed)
+
+    patcher, report = apply_ours(wan, "modulation")
+    assert "4 / 4 tensors used" in report
+    assert "stay as they were" not in report
+    for key, diff in modulation_file().items():
+        if key.endswith(".diff"):
+            name = key.removesuffix(".diff")
+            wanted = base[name] + 0.8 * diff
+            assert torch.allclose(patched_weights(patcher)[name], wanted, rtol=1e-6), name
+    other = apply_node(wan, "modulation", 0.3)[0]
+    model_management.load_models_gpu([patcher])
+    assert other.why_stock(patcher.load_device) is None  # a change touches these weights alone
+    model_management.load_models_gpu([other])
+    weight = wan.model.state_dict()[passed[1]]
+    expected = base[passed[1]] + 0.3 * modulation_file()[f"{passed[1]}.diff"]
+    assert torch.allclose(weight, expected, rtol=1e-6)
+    model_management.unload_all_models()
+    assert all(torch.equal(value, base[key]) for key, value in wan.model.state_dict().items())
+
+
+@only_030
+def test_a_patcher_of_another_class_says_which_weights_it_passes_over(comfy, wan):
+    save_file(modulation_file(), comfy.loras_dir / "modulation.safetensors")
+    wan.__class__ = type("SomebodysPatcher", (type(wan),), {})
+    patcher, report = apply_ours(wan, "modulation")
+    assert "2 of the weights above stay as they were" in report
+    assert "diffusion_model.blocks.0.modulation, diffusion_model.head.modulation" in report
+    base = wan.model.state_dict()["diffusion_model.head.modulation"].clone()
+    assert torch.equal(patched_weights(patcher)["diffusion_model.head.modulation"], base)
 
 
 @only_030
