@@ -84,7 +84,7 @@ def write_random_lora(path, targets, rank, seed):
         tensors[f"{name}.lora_down.weight"] = down.half().reshape(rank, *target.shape[1:])
         tensors[f"{name}.lora_up.weight"] = up.half()
         tensors[f"{name}.alpha"] = torch.tensor(float(rank))
-    write_safetensors(path, tensors)
+    write_safetensors(path, tensors, overwrite=True)
 
 
 def floor_steps(model, loras, targets):

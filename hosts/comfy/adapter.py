@@ -1,6 +1,7 @@
 """All LoRAs of one weight as a single ComfyUI adapter."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from ...lora_core.adapters import Adapter, DiffAdapter, LoraAdapter
 from ...lora_core.models.target import Target
-from ...lora_core.patching.fused import FusedUpdate, as_matrix, fuse, row_chunks
+from ...lora_core.patching.fused import FusedUpdate, as_matrix, fuse, row_chunks, write_merged
+from ...lora_core.patching.products import cpu_threads
 from ...lora_core.stack import StackItem, Term
 
 
@@ -97,17 +99,21 @@ class FusedLoraAdapter(WeightAdapterBase):
             delta = update.delta(0, weight.shape[0], columns).reshape(weight.shape)
             weight += function(delta).to(weight.dtype)
         else:
-            _write_sum(weight, weight, update)
+            _add_to(weight, update)
         return weight
 
     def merged(self, base_weight: Tensor) -> Tensor:
         """``base_weight`` plus the stack's delta in new memory, rounded once to its dtype.
 
-        The bits of ``calculate_weight`` on a float32 copy, without that copy; not for a key that
-        carries a function.
+        On a CPU on one thread, so that the number of threads changes no bit. As
+        ``calculate_weight`` on a float32 copy, without that copy; not for a key that carries a
+        function.
         """
-        merged = torch.empty_like(base_weight)
-        _write_sum(merged, base_weight, self.update(base_weight, 1.0))
+        merged = torch.empty_like(base_weight, memory_format=torch.contiguous_format)
+        with cpu_threads(1) if merged.is_cpu else nullcontext():
+            update = self.update(base_weight, 1.0)
+            for start, stop in row_chunks(tuple(merged.shape)):
+                write_merged(merged, base_weight[start:stop], update, start)
         return merged
 
     def update(self, weight: Tensor, strength: float) -> FusedUpdate:
@@ -122,18 +128,15 @@ class FusedLoraAdapter(WeightAdapterBase):
         return fuse(shares, shape, lambda share: share.adapter)
 
 
-def _write_sum(out: Tensor, base_weight: Tensor, update: FusedUpdate) -> None:
-    """Write ``base_weight`` plus the update, summed in float32; both may be one tensor."""
-    for start, stop in row_chunks(tuple(out.shape)):
-        rows, base_rows = out[start:stop], base_weight[start:stop]
+def _add_to(weight: Tensor, update: FusedUpdate) -> None:
+    """Add the update to a weight, summed in float32."""
+    for start, stop in row_chunks(tuple(weight.shape)):
+        rows = weight[start:stop]
         matrix = as_matrix(rows)
         if matrix.dtype == torch.float32 and matrix.data_ptr() == rows.data_ptr():
-            if out is not base_weight:
-                rows.copy_(base_rows)
             update.add_to(matrix, start)
         else:
-            values = as_matrix(base_rows).to(torch.float32, copy=True)
-            rows.copy_(update.add_to(values, start).reshape(rows.shape))
+            write_merged(weight, rows, update, start)
 
 
 def _lora(tensors: tuple[Tensor, ...], alpha: float | None) -> LoraAdapter:

@@ -4,6 +4,7 @@ import uuid
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ...lora_core.errors import LoraError, UnusableModelError
 from ...lora_core.patching.fused import FusedUpdate
-from ...lora_core.patching.products import exact_products
+from ...lora_core.patching.products import cpu_threads, exact_products
 from ...lora_core.patching.rungs import Rungs
 from ...lora_core.patching.undo import Undo
 from .adapter import FusedLoraAdapter
@@ -150,6 +151,9 @@ class OnDeviceMerge(DifferentialRepatch):
         comfy.utils.set_attr_param(self.model, key, merged)
         return None
 
+    def _is_own(self, key: str) -> bool:
+        return super()._is_own(key) or self.why_ordinary(key) is None
+
     def _patch_key(self, key: str, device_to: Any) -> None:
         # The weight holds its base; the record that led back to it is for what lay on it before.
         self.backup.pop(key, None)
@@ -190,7 +194,8 @@ def _merged_in_place(key: str, weight: Tensor, adapter: FusedLoraAdapter, rungs:
         LoraError: the rung that was asked for cannot be proved.
     """
     fuse, terms = _fuser(weight), (adapter,)
-    with torch.inference_mode(), exact_products():
+    one_thread = cpu_threads(1) if weight.is_cpu else nullcontext()
+    with torch.inference_mode(), exact_products(), one_thread:
         rungs.look_again()
         undo = rungs.new_record(key, weight, lambda: fuse(terms))
         undo.write(terms, fuse)

@@ -2,9 +2,9 @@
 
 import uuid
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import comfy.model_management
@@ -14,6 +14,7 @@ import torch
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
+from ...lora_core.patching.crew import Crew
 from .adapter import FusedLoraAdapter
 
 _RECORD = "_lora_workbench_applied"
@@ -145,7 +146,12 @@ class _Applied:
 
 
 class DifferentialRepatch:
-    """Mixed into ModelPatcher: no constructor, and no state that ``clone()`` does not carry."""
+    """Mixed into ModelPatcher: no constructor, and no state that ``clone()`` does not carry.
+
+    ``_patched_ahead`` names the weights that are patched while a load is under way.
+    """
+
+    _patched_ahead: frozenset[str] = frozenset()
 
     def partially_load(
         self, device_to: Any, extra_memory: float = 0, force_patch_weights: bool = False
@@ -168,13 +174,26 @@ class DifferentialRepatch:
             self.detach()
             raise
 
-    def load(self, device_to: Any = None, *args: Any, **options: Any) -> Any:
-        """Load as ComfyUI does, with the patches of weights that its load passes over."""
+    def load(
+        self,
+        device_to: Any = None,
+        lowvram_model_memory: float = 0,
+        force_patch_weights: bool = False,
+        full_load: bool = False,
+    ) -> Any:
+        """Load as ComfyUI does, with the patches of weights that its load passes over.
+
+        On a CPU every patch comes first, several weights at a time.
+        """
         self.unpatch_hooks()  # as ComfyUI's load begins: hooks lie on top of patches
-        for key in passed_over(self):
-            if key not in self.backup:
-                self.patch_weight_to_device(key, device_to=device_to)
-        return super().load(device_to, *args, **options)
+        is_all = full_load and _is_cpu(device_to)
+        keys = [k for k in (self.patches if is_all else passed_over(self)) if k not in self.backup]
+        self._patch_all(keys, device_to)
+        self._patched_ahead = frozenset(keys)
+        try:
+            return super().load(device_to, lowvram_model_memory, force_patch_weights, full_load)
+        finally:
+            del self._patched_ahead
 
     def partially_unload(self, *args: Any, **options: Any) -> Any:
         """Unload as ComfyUI does; after a failure the next load restores everything."""
@@ -198,6 +217,8 @@ class DifferentialRepatch:
         self, key: str, device_to: Any = None, inplace_update: bool = False, **options: Any
     ) -> Any:
         """Patch as ComfyUI does; where one adapter of ours is all, in one pass over the weight."""
+        if key in self._patched_ahead:
+            return None
         in_place = inplace_update or self.weight_inplace_update
         adapter = self._sole_adapter(key)
         if adapter is None or in_place or any(options.values()):
@@ -205,7 +226,7 @@ class DifferentialRepatch:
         return self._merge_in_one_pass(key, adapter, device_to)
 
     def _merge_in_one_pass(self, key: str, adapter: FusedLoraAdapter, device_to: Any) -> None:
-        """What ComfyUI does with a weight in three passes, with the same bits."""
+        """What ComfyUI does with a weight in three passes."""
         weight = comfy.utils.get_attr(self.model, key)
         if key not in self.backup:
             self.backup[key] = _Backup(weight.to(self.offload_device), False)
@@ -259,6 +280,22 @@ class DifferentialRepatch:
         """Patch a pristine weight; its backup is made if there is none."""
         self.patch_weight_to_device(key, device_to=device_to)
 
+    def _patch_all(self, keys: Iterable[str], device_to: Any) -> None:
+        """Patch pristine weights; on a CPU, those that are our work alone one thread each."""
+        jobs = {key: partial(self._patch_key, key, device_to) for key in keys}
+        if _is_cpu(device_to):
+            sizes = {
+                k: comfy.utils.get_attr(self.model, k).numel() for k in filter(self._is_own, jobs)
+            }
+            order = sorted(sizes, key=sizes.__getitem__, reverse=True)
+            Crew().run([jobs.pop(key) for key in order])
+        for job in jobs.values():
+            job()
+
+    def _is_own(self, key: str) -> bool:
+        """Whether patching a weight runs no code of ComfyUI, which knows no other thread."""
+        return self._sole_adapter(key) is not None
+
     def _repatch(self, device_to: Any) -> None:
         """Turn what the record says into this clone's patches; other weights stay untouched."""
         record = self._record()
@@ -269,10 +306,9 @@ class DifferentialRepatch:
         for key in changed:
             if key in record.signatures:
                 self._restore_key(key)
-            if key in self.patches:
-                self._patch_key(key, device_to)
-            else:
+            if key not in self.patches:
                 self._release_key(key, device_to)
+        self._patch_all([key for key in changed if key in self.patches], device_to)
         self.model.current_weight_patches_uuid = self.patches_uuid
 
     def _changed(self, record: _Applied) -> list[str]:
@@ -369,6 +405,10 @@ class DifferentialRepatch:
         self._spoil()
         # ComfyUI: set at the end of a load, but only it lets a restore reset the modules (0.30).
         self.model.model_lowvram = True
+
+
+def _is_cpu(device: Any) -> bool:
+    return device is not None and torch.device(device).type == "cpu"
 
 
 def _identity(patch: Any) -> Any:

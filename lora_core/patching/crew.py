@@ -35,19 +35,20 @@ class Crew:
         helpers = min(torch.get_num_threads(), len(tasks)) - 1
         has_loops()  # loaded here: threads would do it at the same time
         self._tasks.extend(tasks)
+        inference = torch.is_inference_mode_enabled()
         with cpu_threads(1):
             try:
-                begun = self._start(helpers) if helpers > 0 else ()
+                begun = self._start(helpers, inference) if helpers > 0 else ()
                 self._work()
                 for helper in begun:
                     helper.result()
             finally:
                 self.stop()
 
-    def _start(self, helpers: int) -> "list[Future[None]]":
+    def _start(self, helpers: int, inference: bool) -> "list[Future[None]]":
         # Set in each helper: another thread's number is its own, once that thread has used torch.
         self._pool = ThreadPoolExecutor(helpers, initializer=torch.set_num_threads, initargs=(1,))
-        return [self._pool.submit(self._help) for _ in range(helpers)]
+        return [self._pool.submit(self._help, inference) for _ in range(helpers)]
 
     def stop(self) -> None:
         """Start no further task and wait for those that have begun; again, if interrupted."""
@@ -56,8 +57,8 @@ class Crew:
             self._pool.shutdown(wait=True)
             self._pool = None
 
-    def _help(self) -> None:
-        with torch.inference_mode():  # a mode of each thread
+    def _help(self, inference: bool) -> None:
+        with torch.inference_mode(inference):  # a mode of each thread
             self._work()
 
     def _work(self) -> None:
