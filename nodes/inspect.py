@@ -1,13 +1,24 @@
 """Inspect LoRA: what a file is, and what it does to a model."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from ..hosts import LoraChoice
+from ..lora_core.binding import Binding, bind
+from ..lora_core.family import known_tables, match_bases
+from ..lora_core.lora import Lora
+from ..lora_core.models import ModelTable
+from ..lora_core.norms import block_norms
 from ..lora_core.stack import StackItem
 from .base import Node
+from .charts import bar_charts
 from .lora_model import lora_of
 from .lora_stack import StackEntry, read_stack
 from .report import inspection_report
+
+_UNIT = "norm of what is added, by block"
 
 
 class LoraWorkbenchInspect(Node):
@@ -19,9 +30,12 @@ class LoraWorkbenchInspect(Node):
         "how many tensors change a weight of it, and why the others do not."
     )
     SEARCH_ALIASES = ("lora info", "lora metadata", "lora keys")
-    RETURN_TYPES = ("STRING",)
-    RETURN_NAMES = ("report",)
-    OUTPUT_TOOLTIPS = ("The report as text.",)
+    RETURN_TYPES = ("STRING", "IMAGE")
+    RETURN_NAMES = ("report", "plots")
+    OUTPUT_TOOLTIPS = (
+        "The report as text.",
+        "A chart per LoRA: how much it changes each block, the norm of all it adds there.",
+    )
     OUTPUT_NODE = True
 
     @classmethod
@@ -51,4 +65,20 @@ class LoraWorkbenchInspect(Node):
             entries.insert(0, StackEntry(lora.name, StackItem(lora)))
         bindings = self.host.bindings(model, clip, [entry.item for entry in entries])
         report = inspection_report(entries, bindings)
-        return {"ui": {"text": [report]}, "result": (report,)}
+        return {"ui": {"text": [report]}, "result": (report, _plots(entries, bindings))}
+
+
+def _plots(entries: Sequence[StackEntry], bindings: Sequence[Binding]) -> Tensor:
+    """A chart per LoRA, at its strengths: by the connected model's blocks, or its own base's."""
+    if not entries:
+        return bar_charts(["No LoRA is connected"], [{}], _UNIT)
+    bound = bindings or _own_bindings([entry.item.lora for entry in entries])
+    norms = [block_norms(entry.item, b) for entry, b in zip(entries, bound, strict=True)]
+    return bar_charts([entry[0] for entry in entries], norms, _UNIT)
+
+
+def _own_bindings(loras: Sequence[Lora]) -> list[Binding]:
+    """Each LoRA seen from the base that it fits best, as far as it fits one that we know."""
+    tables, nothing = known_tables(), ModelTable(None, (), {})
+    best = ((lora, match_bases(lora, tables)) for lora in loras)
+    return [bind(lora, tables[found[0].base] if found else nothing) for lora, found in best]

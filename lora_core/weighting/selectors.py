@@ -16,6 +16,7 @@ from .parts import PARTS, is_in_part
 _SHORT_BLOCK = re.compile(r"(IN|OUT|M|D|S)(\d{1,3})(?:-(?:\1)?(\d{1,3}))?", re.I | re.ASCII)
 _LISTED_BLOCK = re.compile(r"([a-z_]\w*\.)(\d{1,3})(?:-(\d{1,3}))?", re.I | re.ASCII)
 _BLOCK_NAME = re.compile(r"(.*?)(\d+)")
+_COMPONENTS = ("te1", "te2", "te3", "unet")
 _LAST_NUMBER = {"IN": 11, "OUT": 11, "M": 0}
 _GLOB = re.compile(r"[^\s,=&]*\*[^\s,=&]*")
 
@@ -59,7 +60,7 @@ NAMES: Mapping[str, Callable[[Target], bool]] = MappingProxyType(
     {
         "BASE": _matches_base,
         "te": _matches_te,
-        **{name: partial(_matches_component, component=name) for name in ("te1", "te2", "unet")},
+        **{name: partial(_matches_component, component=name) for name in _COMPONENTS},
         **{name: partial(_matches_part, part=name) for name in PARTS},
     }
 )

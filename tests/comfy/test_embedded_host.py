@@ -18,6 +18,8 @@ from .checkpoints import SLIM, lora_targets, write_lora
 from .conftest import node, text_to_image
 from .embedded_run import keep_tensor
 
+pytestmark = pytest.mark.comfyui("0.30", "the embedded host does what 0.30 does")
+
 SAMPLERS = (
     *("euler", "euler_ancestral", "heun", "dpm_2"),
     *("dpmpp_2m", "dpmpp_2m_sde", "lcm", "ddim"),

@@ -15,6 +15,8 @@ from lora_workbench.hosts.embedded.sampling import (
 )
 from lora_workbench.hosts.embedded.sampling.schedule import scaled_linear_schedule
 
+pytestmark = pytest.mark.comfyui("0.30", "the embedded host does what 0.30 does")
+
 SEED = 2**63 + 11  # ComfyUI's seeds have 64 bits
 WIDTH, POOLED = 6, 5
 SIZE = (2, 4, 8, 11)  # batch, channels, height, width

@@ -15,6 +15,8 @@ from lora_workbench.hosts.embedded.text.tokenizer import clip_tokenizer
 from lora_workbench.hosts.embedded.text.tokens import tokenize
 from lora_workbench.hosts.embedded.text.weights import parse_weights
 
+pytestmark = pytest.mark.comfyui("0.30", "the embedded host does what 0.30 does")
+
 TWO_HUNDRED = " ".join(f"word{number}" for number in range(200))
 PROMPTS = {
     "empty": "",

@@ -132,11 +132,14 @@ def test_text_encoders_are_base_and_no_block_of_a_list():
 
 @pytest.mark.parametrize(
     ("select", "factors"),
-    [("te", [0, 0, 1]), ("te1", [0, 1, 1]), ("te2", [1, 0, 1]), ("unet", [1, 1, 0])],
+    [
+        *(("te", [0, 0, 0, 1]), ("te1", [0, 1, 1, 1]), ("te2", [1, 0, 1, 1])),
+        *(("te3", [1, 1, 0, 1]), ("unet", [1, 1, 1, 0])),
+    ],
 )
 def test_component_names_tell_the_text_encoders_and_the_unet_apart(select, factors):
     name = "text_model.encoder.layers.0.mlp.fc1.weight"
-    targets = [text_encoder(name, "te1"), text_encoder(name, "te2"), FF]
+    targets = [*(text_encoder(name, te) for te in ("te1", "te2", "te3")), FF]
     assert [factor(f"{select}=0", target) for target in targets] == factors
 
 
@@ -305,7 +308,7 @@ def test_a_gap_in_a_number_list_is_not_skipped():
 
 TERMS = [
     *("base", "in04-08", "M00", "OUT03-OUT5", "D00-18", "s7", "blocks.3", "joint_blocks.03-07"),
-    *("te", "te1", "te2", "unet", "*", "*.ff.*", "[ab]*", "{*", "*.to_[qk].weight", *PARTS),
+    *("te", "te1", "te2", "te3", "unet", "*", "*.ff.*", "[ab]*", "{*", "*.to_[qk].weight", *PARTS),
 ]
 SELECTS = st.lists(st.sampled_from(TERMS), min_size=1, max_size=3).map("&".join)
 FACTORS = st.floats(-100, 100) | st.integers(-100, 100)
@@ -381,7 +384,7 @@ def test_zeros_of_a_number_list_are_no_unmatched_rules():
 
 @pytest.mark.parametrize(
     ("selector", "near"),
-    [("attn3", "attn"), ("IN12", "IN"), ("OUT", "OUT"), ("te3", "te"), ("Attn2", "attn2")],
+    [("attn3", "attn"), ("IN12", "IN"), ("OUT", "OUT"), ("te4", "te"), ("Attn2", "attn2")],
 )
 def test_an_unknown_selector_is_named_with_its_rule_and_a_near_match(selector, near):
     with pytest.raises(UnknownChoiceError) as caught:

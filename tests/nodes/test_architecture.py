@@ -47,7 +47,8 @@ def test_the_core_imports_only_itself_torch_and_the_standard_library(path):
 @pytest.mark.parametrize("path", modules("nodes"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_nodes_know_the_core_and_the_host_protocol_only(path):
     absolute, relative = imports(path)
-    assert not absolute & (COMFY | HEAVY)
+    allowed = {"numpy", "PIL"} if path == ROOT / "nodes/charts.py" else set()
+    assert not absolute & (COMFY | HEAVY) - allowed
     assert relative <= {"lora_core", "nodes", "hosts"}
 
 

@@ -7,6 +7,7 @@ import torch
 
 from lora_workbench.hosts import Applied, LoraChoice, Merged, Saved
 from lora_workbench.lora_core.binding import bind
+from lora_workbench.lora_core.files.write import write_safetensors
 from lora_workbench.lora_core.lora import lora_from_tensors
 from lora_workbench.lora_core.models import table_for_base
 from lora_workbench.lora_core.stack import StackItem
@@ -104,3 +105,36 @@ def test_saving_gives_what_it_shows_as_an_output_too(host):
     assert path == str(Path("out") / "a.safetensors")
     assert [receipt] == shown["ui"]["text"]
     assert "quantised layers: error 3 %" in receipt
+
+
+def plots_of(host, **inputs):
+    host.bindings = lambda model, clip, stack: bindings_of(stack) if model else ()
+    return LoraWorkbenchInspect.bound_to(host)().execute(**inputs)["result"][1]
+
+
+def heights(chart):
+    """Pixels of each bar, from left to right."""
+    blue = ((chart - torch.tensor([52, 106, 182]) / 255).abs().amax(-1) < 1e-3).sum(0)
+    return [int(blue[x]) for x in range(1, len(blue)) if blue[x] and not blue[x - 1]]
+
+
+def test_charts_of_several_loras_have_one_scale(host):
+    """Twice the strength, bars twice as high; the file fits SD 1.5, so no model is needed."""
+    lora = sd15_lora()
+    write_safetensors(host.folder / "a.safetensors", lora.file.read_many(lora.file.tensors))
+    plots = plots_of(host, lora_stack=[("a", 0.5, 0.25), ("a", 1.0, 0.5)])
+    assert plots.shape[0] == 2
+    assert plots.shape[-1] == 3
+    first, second = map(heights, plots)
+    assert len(first) == len(second) == 2  # a block of the UNet and the text encoder
+    assert all(abs(high - 2 * low) <= 2 for low, high in zip(first, second, strict=True))
+    by_model = plots_of(host, lora_stack=[("a", 0.5, 0.25), ("a", 1.0, 0.5)], model="model")
+    assert torch.equal(plots, by_model)
+
+
+def test_a_lora_of_no_known_base_and_no_lora_give_an_empty_chart(host):
+    host.write("x.safetensors")
+    for inputs in ({"lora_stack": [("x", 1.0, 1.0)]}, {}):
+        plots = plots_of(host, **inputs)
+        assert plots.shape[0] == 1
+        assert heights(plots[0]) == []

@@ -1,0 +1,67 @@
+"""How much a LoRA changes each block of a model."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .binding import Binding
+from .models.blocks import block_of
+from .models.target import Target
+from .patching.fused import fuse
+from .stack import StackItem, Term, plan_of_bound
+
+
+def block_norms(item: StackItem, binding: Binding) -> dict[str, float]:
+    """Frobenius norm of what a LoRA adds to each block, at its strengths and weighting.
+
+    Reads every factor; a product of two factors is never made.
+
+    Args:
+        item: The LoRA.
+        binding: It, seen from a model.
+
+    Returns:
+        Block (see ``block_of``; a text encoder is its component, ``te1``) to the norm over all its
+        weights, in the unit of the weights. UNet blocks in the model's order, those of ``BASE``
+        first, then text encoders. A block that nothing is added to is left out.
+
+    Raises:
+        LoraError: a factor cannot be read, or holds NaN or infinity.
+    """
+    squares: dict[str, float] = defaultdict(float)
+    for terms in plan_of_bound(((item, binding),)).terms.values():
+        squares[_label(terms[0].target)] += _squared_norm(terms)
+    return {block: math.sqrt(squares[block]) for block in sorted(squares, key=_rank)}
+
+
+def _label(target: Target) -> str:
+    return block_of(target) if target.component == "unet" else target.component
+
+
+def _rank(block: str) -> tuple[int, str]:
+    order = ("BASE", "IN", "M", "OUT")
+    if block.startswith("te"):
+        return len(order) + 1, block
+    found = [number for number, name in enumerate(order) if block.rstrip("0123456789") == name]
+    return (found or [len(order)])[0], block
+
+
+def _squared_norm(terms: Sequence[Term]) -> float:
+    """Of one storage's whole delta."""
+    shape = terms[0].target.shape
+    update = fuse(terms, shape, lambda term: term.lora.adapter(term.module, term.part))
+    total = 0.0
+    for view in update.views:
+        if not view.dense and view.up is not None and view.down is not None:
+            total += float((_gram(view.up.T) * _gram(view.down)).sum())
+        else:
+            total += float(view.delta(slice(None)).double().square().sum())
+    return max(total, 0.0)
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """``rows @ rows.T`` in float64: |up @ down|^2 = sum(up.T up * down down.T)."""
+    wide = rows.double()
+    return wide @ wide.T
