@@ -13,7 +13,6 @@ from ..lora_core.models import ModelTable
 from ..lora_core.norms import block_norms
 from ..lora_core.stack import StackItem
 from .base import Node
-from .charts import bar_charts
 from .lora_model import lora_of
 from .lora_stack import StackEntry, read_stack
 from .report import inspection_report
@@ -70,6 +69,8 @@ class LoraWorkbenchInspect(Node):
 
 def _plots(entries: Sequence[StackEntry], bindings: Sequence[Binding]) -> Tensor:
     """A chart per LoRA, at its strengths: by the connected model's blocks, or its own base's."""
+    from .charts import bar_charts  # Pillow: not for commands that draw nothing
+
     if not entries:
         return bar_charts(["No LoRA is connected"], [{}], _UNIT)
     bound = bindings or _own_bindings([entry.item.lora for entry in entries])
