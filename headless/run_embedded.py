@@ -2,22 +2,22 @@
 
 import argparse
 import importlib.util
-import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..lora_core.errors import LoraError
 from ..nodes import node_mappings
 from .graph import Runner, RunResult, Validation, validate
+from .messages import write_text
 from .new_file import new_file
 from .object_info import object_info
 from .progress import following, graph_bar
-from .run_errors import NodeError, failure, refusals
+from .run_errors import failure, refusals
+from .run_fixes import FIXES_HERE, counted, with_fixes
 from .run_outcome import WRONG_INPUT, Outcome, exit_code_of, shown_items
 from .set_inputs import Setting, find_settings, with_settings
 from .upload_inputs import local_inputs
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ..hosts.embedded.folders import Folders
 
 _NEEDED = ("diffusers", "transformers", "numpy", "PIL")
-_ELSEWHERE = "Fix: run this graph in ComfyUI: add --comfyui URL or PATH."
 
 
 def run_embedded(graph: GraphFile, options: argparse.Namespace) -> Outcome:
@@ -52,8 +51,7 @@ def run_embedded(graph: GraphFile, options: argparse.Namespace) -> Outcome:
 
 def missing_libraries() -> list[str]:
     """What the embedded host needs and this Python does not have."""
-    tokenizer = () if os.environ.get("LORA_WORKBENCH_TOKENIZER") else ("instant_clip_tokenizer",)
-    return [name for name in (*_NEEDED, *tokenizer) if importlib.util.find_spec(name) is None]
+    return [name for name in _NEEDED if importlib.util.find_spec(name) is None]
 
 
 def _require_libraries() -> None:
@@ -83,9 +81,17 @@ def _run(graph: GraphFile, options: argparse.Namespace, scratch: Path) -> Outcom
     classes, names = core | ours, core_names | our_names
     prompt, is_changed = _prepared(graph, options, object_info(classes, names), folders.input)
     valid = validate(prompt, classes)
-    refused = refusals(prompt, {"error": valid.error, "node_errors": valid.node_errors})
+    answer = {"error": valid.error, "node_errors": valid.node_errors}
+    refused = with_fixes(refusals(prompt, answer), prompt, FIXES_HERE)
+    if refused:
+        write_text(
+            counted(
+                "A part of the graph is left out" if valid.ok else "The graph cannot be run",
+                refused,
+            )
+        )
     if not valid.ok:
-        return Outcome("refused", errors=_with_way_out(refused), exit_code=WRONG_INPUT)
+        return Outcome("refused", errors=refused, exit_code=WRONG_INPUT)
     runner = Runner(classes)
     host.report_progress = runner.progress.report
     prompt_id = str(uuid.uuid4())
@@ -151,13 +157,3 @@ def _results(
         if is_preview:
             path = Path(shutil.copyfile(path, new_file(folders.output, path.name)))
         yield {**shown, "file": str(path)}
-
-
-def _with_way_out(errors: Sequence[NodeError]) -> tuple[NodeError, ...]:
-    """Where a class is unknown here, say who may know it."""
-    return tuple(
-        replace(error, message=f"{error.message}\n{_ELSEWHERE}")
-        if error.kind == "missing_node_type"
-        else error
-        for error in errors
-    )

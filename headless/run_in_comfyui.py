@@ -12,7 +12,7 @@ from ..lora_core.errors import LoraError
 from .comfy_server import started_server
 from .messages import write_text
 from .progress import following, graph_bar
-from .run_fixes import left_out_by_comfyui, refused_by_comfyui, with_fixes
+from .run_fixes import FIXES_IN_COMFYUI, counted, with_fixes
 from .run_outcome import WRONG_INPUT, Outcome, exit_code_of, shown_items
 from .set_inputs import Setting, find_settings, with_settings
 from .upload_inputs import local_inputs
@@ -75,8 +75,8 @@ async def _run_at(address: str, graph: GraphFile, options: argparse.Namespace) -
             with graph_bar(len(prompt)) as show:
                 record = await client.run(prompt, workflow, following(prompt, show))
         except RefusedError as error:
-            errors = with_fixes(error.errors, prompt)
-            write_text(refused_by_comfyui(errors))
+            errors = with_fixes(error.errors, prompt, FIXES_IN_COMFYUI)
+            write_text(counted("ComfyUI refused the graph", errors))
             return Outcome("refused", errors=errors, exit_code=WRONG_INPUT)
         options.output.mkdir(parents=True, exist_ok=True)
         outputs = [output async for output in _fetch(client, record, options.output)]
@@ -101,9 +101,9 @@ async def _fetch(
 
 
 def _outcome(record: "RunRecord", outputs: list[dict[str, str]]) -> Outcome:
-    refused = with_fixes(record.refused, record.prompt)
+    refused = with_fixes(record.refused, record.prompt, FIXES_IN_COMFYUI)
     if refused:
-        write_text(left_out_by_comfyui(refused))
+        write_text(counted("ComfyUI left a part of the graph out", refused))
     return Outcome(
         record.status,
         record.prompt_id,

@@ -123,6 +123,33 @@ class LoraFiles:
         return self._hashes.sha256(path) == choice.sha256.lower()
 
 
+class WithLoraFiles:
+    """What every ``Host`` says of LoRA files.
+
+    Args:
+        files: The host's LoRA folders.
+    """
+
+    def __init__(self, files: LoraFiles) -> None:
+        self._files = files
+
+    def lora_names(self) -> list[str]:
+        """See ``Host.lora_names``."""
+        return self._files.names()
+
+    def resolve(self, choice: LoraChoice) -> str:
+        """See ``Host.resolve``."""
+        return self._files.resolve(choice)
+
+    def fingerprint(self, choice: LoraChoice) -> str:
+        """See ``Host.fingerprint``."""
+        return self._files.fingerprint(choice)
+
+    def load_lora(self, choice: LoraChoice) -> Lora:
+        """See ``Host.load_lora``."""
+        return self._files.load(choice)
+
+
 def posix_name(name: str) -> str:
     """The name with ``/``, whichever system wrote it."""
     return name.replace("\\", "/")

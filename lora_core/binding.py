@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from .errors import LoraError, NothingMatchedError, ShapeMismatchError, UnsupportedFormatError
+from .errors import LoraError, NothingMatchedError, ShapeMismatchError
 from .formats.suffixes import BFL_CONTROL
 from .lora import Lora, LoraModule, Part
 from .models.target import ModuleTargets, Target
-from .refusals import modules_not_supported, part_not_supported
+from .refusals import file_not_supported, modules_not_supported, part_not_supported
 
 USED = "used"
 UNMATCHED = "unmatched"
@@ -124,11 +124,7 @@ class Binding:
         """
         lora = self.lora
         if lora.problem is not None:
-            raise UnsupportedFormatError(
-                f"{lora.name} cannot be applied: {lora.problem}.",
-                {"Tensors": len(lora.file.tensors)},
-                "convert it to the kohya or PEFT format with the tool that wrote it.",
-            )
+            raise file_not_supported(lora)
         self._check_shapes()
         self._check_supported()
         if not self.used() and not any(b.verdict == NOT_USED_HERE for b in self.parts):

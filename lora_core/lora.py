@@ -18,9 +18,8 @@ from .files.tensor_file import TensorFile, open_tensor_file
 from .formats.peft_config import PeftConfig, parse_header_configs, parse_peft_config
 from .formats.suffixes import Role, split_key
 
-_WHOLE_FILE_KINDS = {
-    "nameless": "cloneofsimo file: its keys are numbers in traversal order, not module names",
-}
+CONTROL_LORA = "Control-LoRA: a ControlNet in LoRA form"
+NUMBERED = "cloneofsimo file: its keys are numbers in traversal order, not module names"
 _CONTROL_LORA_KEY = "lora_controlnet"
 _PEFT_CONFIG = "adapter_config.json"
 _FOLDER_FILES = (
@@ -293,9 +292,9 @@ def _spelling(module_key: str) -> str:
 
 def _whole_problem(file: TensorFile, grouped: Mapping[str, Mapping[Role, str]]) -> str | None:
     if _CONTROL_LORA_KEY in file.tensors:
-        return "Control-LoRA: a ControlNet in LoRA form"
+        return CONTROL_LORA
     kinds = {role.kind for roles in grouped.values() for role in roles}
-    return next((text for kind, text in _WHOLE_FILE_KINDS.items() if kind in kinds), None)
+    return NUMBERED if "nameless" in kinds else None
 
 
 def _read_alphas(

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from .errors import UnsupportedFormatError
-from .lora import Lora, LoraModule
+from .lora import CONTROL_LORA, NUMBERED, Lora, LoraModule
 
 # Read in ComfyUI 0.30; of DoRA and OFT only under the suffix given, PEFT's is passed over.
 _KINDS_OF_COMFYUI = {
@@ -15,9 +15,24 @@ _KINDS_OF_COMFYUI = {
     "dora": ".dora_scale",
     "oft": ".oft_blocks",
 }
+_WHOLE_FILES = {
+    CONTROL_LORA: "put it into ComfyUI's folder controlnet and load it with its Load ControlNet "
+    "Model node.",
+    NUMBERED: "use a file in kohya's or diffusers' names; these numbers say which weight only to "
+    "the lora_diffusion package and the model it was trained on.",
+}
 _WITH_COMFYUI = (
     "until LoRA Workbench supports it, load this file with ComfyUI's own LoraLoader node."
 )
+
+
+def file_not_supported(lora: Lora) -> UnsupportedFormatError:
+    """For a file that is no LoRA of modules, whatever the model."""
+    return UnsupportedFormatError(
+        f"{lora.name} cannot be applied: {lora.problem}.",
+        {"Tensors": len(lora.file.tensors)},
+        _WHOLE_FILES[lora.problem or ""],
+    )
 
 
 def modules_not_supported(lora: Lora, modules: Sequence[LoraModule]) -> UnsupportedFormatError:

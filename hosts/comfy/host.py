@@ -8,11 +8,10 @@ from typing import Any
 import folder_paths
 
 from ...lora_core.binding import Binding, bind
-from ...lora_core.lora import Lora
 from ...lora_core.stack import StackItem, make_plan
 from ..hash_store import HashStore
-from ..lora_files import LoraFiles
-from ..protocol import Applied, LoraChoice, Merged, Saved
+from ..lora_files import LoraFiles, WithLoraFiles
+from ..protocol import Applied, Merged, Saved
 from .hooks import hook_group
 from .merge import merged
 from .modes import choose_ways
@@ -24,34 +23,20 @@ from .unmerge import unmerged
 _USER_FOLDER = "lora_workbench"
 
 
-class ComfyHost:
+class ComfyHost(WithLoraFiles):
     """ComfyUI's models, folders and patchers."""
 
     def __init__(self) -> None:
         database = Path(folder_paths.get_user_directory(), "default", _USER_FOLDER, "hashes.sqlite")
-        self._files = LoraFiles(
-            lambda: folder_paths.get_filename_list("loras"),
-            lambda name: Path(folder_paths.get_full_path_or_raise("loras", name)),
-            HashStore(database),
-            lambda: [Path(folder) for folder in folder_paths.get_folder_paths("loras")],
+        super().__init__(
+            LoraFiles(
+                lambda: folder_paths.get_filename_list("loras"),
+                lambda name: Path(folder_paths.get_full_path_or_raise("loras", name)),
+                HashStore(database),
+                lambda: [Path(folder) for folder in folder_paths.get_folder_paths("loras")],
+            )
         )
         self._names: weakref.WeakKeyDictionary[Any, ComfyNames] = weakref.WeakKeyDictionary()
-
-    def lora_names(self) -> list[str]:
-        """See ``Host.lora_names``."""
-        return folder_paths.get_filename_list("loras")
-
-    def resolve(self, choice: LoraChoice) -> str:
-        """See ``Host.resolve``."""
-        return self._files.resolve(choice)
-
-    def fingerprint(self, choice: LoraChoice) -> str:
-        """See ``Host.fingerprint``."""
-        return self._files.fingerprint(choice)
-
-    def load_lora(self, choice: LoraChoice) -> Lora:
-        """See ``Host.load_lora``."""
-        return self._files.load(choice)
 
     def apply(
         self,

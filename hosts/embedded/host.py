@@ -7,12 +7,11 @@ from weakref import WeakKeyDictionary
 
 from ...lora_core.binding import Binding, bind
 from ...lora_core.errors import LoraError
-from ...lora_core.lora import Lora
 from ...lora_core.models.table import ModelTable
 from ...lora_core.stack import StackItem
 from ..hash_store import HashStore
-from ..lora_files import LoraFiles
-from ..protocol import Applied, LoraChoice, Merged, Saved
+from ..lora_files import LoraFiles, WithLoraFiles
+from ..protocol import Applied, Merged, Saved
 from .applying import applied, merged, table_of, unmerged
 from .folders import Folders
 from .handles import Base, Clip, Model, Vae
@@ -26,7 +25,7 @@ Progress = Callable[[int, int], object]
 """Called with steps done and steps in all."""
 
 
-class EmbeddedHost:
+class EmbeddedHost(WithLoraFiles):
     """diffusers and transformers models in this process.
 
     Args:
@@ -39,12 +38,9 @@ class EmbeddedHost:
     def __init__(self, folders: Folders) -> None:
         self.folders = folders
         self.report_progress: Progress = lambda done, total: None
-        self._files = LoraFiles(
-            folders.loras,
-            folders.lora,
-            HashStore(folders.user / "hashes.sqlite"),
-            lambda: [folders.models / "loras"],
-        )
+        hashes = HashStore(folders.user / "hashes.sqlite")
+        loras = [folders.models / "loras"]
+        super().__init__(LoraFiles(folders.loras, folders.lora, hashes, lambda: loras))
         self._loaded: OrderedDict[object, tuple[Model, Clip | None, Vae | None]] = OrderedDict()
         self._tables: _Tables = WeakKeyDictionary()
 
@@ -69,22 +65,6 @@ class EmbeddedHost:
                 Vae(found.vae) if found.vae is not None else None,
             )
         return self._loaded[key]
-
-    def lora_names(self) -> list[str]:
-        """See ``Host.lora_names``."""
-        return self.folders.loras()
-
-    def resolve(self, choice: LoraChoice) -> str:
-        """See ``Host.resolve``."""
-        return self._files.resolve(choice)
-
-    def fingerprint(self, choice: LoraChoice) -> str:
-        """See ``Host.fingerprint``."""
-        return self._files.fingerprint(choice)
-
-    def load_lora(self, choice: LoraChoice) -> Lora:
-        """See ``Host.load_lora``."""
-        return self._files.load(choice)
 
     def apply(
         self,

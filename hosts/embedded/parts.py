@@ -47,11 +47,13 @@ class TextPart:
             order in which their states are joined: ``l``; ``h``; ``l`` and ``g``; or ``g``.
         family: As the UNet's.
         files: As the UNet's, names as ``"<encoder>.<parameter>"``.
+        tokenizer: A folder with CLIP's ``vocab.json`` and ``merges.txt`` beside the model.
     """
 
     encoders: Mapping[EncoderName, nn.Module]
     family: str
     files: Mapping[str, "StoredRows"]
+    tokenizer: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -63,6 +63,19 @@ def test_a_kind_that_comes_later_is_named_with_the_way_that_works_meanwhile(kind
     assert ("LoraLoader" in error.fix) == comfyui_reads_it
 
 
+@pytest.mark.parametrize(
+    ("tensors", "headline", "fix"),
+    [
+        ({"lora_controlnet": torch.ones(0)}, "Control-LoRA", "Load ControlNet Model"),
+        ({"unet:0:up": ONES_64_2, "unet:0:down": ONES_64_2.T}, "numbers", "kohya's or diffusers'"),
+    ],
+)
+def test_a_file_that_is_no_lora_of_modules_has_a_fix_of_its_own(tensors, headline, fix):
+    error = refusal(bound(**tensors))
+    assert headline in error.headline
+    assert fix in error.fix
+
+
 def test_a_module_of_this_model_that_comes_later_is_not_said_to_be_of_another_model():
     stranger = {f"other__{name}__weight": torch.ones(2, 2) for name in ("lora_A", "lora_B")}
     assert (

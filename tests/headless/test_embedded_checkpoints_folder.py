@@ -1,12 +1,14 @@
 """Folders as diffusers and transformers save them, loaded without a network."""
 
 import json
+import re
 
 import pytest
 import torch
 
 from lora_workbench.hosts.embedded.checkpoints import load_checkpoint
 from lora_workbench.hosts.embedded.parts import Checkpoint, VaePart
+from lora_workbench.hosts.embedded.text import encode, tokenizer as tokenizer_module
 from lora_workbench.lora_core.errors import DamagedFileError, LoraError, UnsupportedFormatError
 from lora_workbench.lora_core.files.safetensors_file import open_safetensors
 from lora_workbench.lora_core.files.write import write_safetensors
@@ -60,6 +62,20 @@ def saved(folder, family, vae=None, **options):
 def sd15(tmp_path):
     saved(tmp_path, "sd15")
     return tmp_path
+
+
+def test_the_tokenizer_beside_the_model_is_a_last_resort(sd15, monkeypatch):
+    """Wrong on purpose: the error shows that it was read, and what was not."""
+    assert load_checkpoint(sd15).text.tokenizer is None
+    write_json(sd15 / "tokenizer" / "vocab.json", {"a</w>": 0})
+    loaded = load_checkpoint(sd15)
+    monkeypatch.setattr(tokenizer_module, "_packaged", not_installed)
+    with pytest.raises(LoraError, match=re.escape(str(sd15 / "tokenizer"))):
+        encode(loaded.text, "a fox")
+
+
+def not_installed():
+    raise ImportError
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -140,6 +140,8 @@ def test_a_bad_graph_is_refused_before_anything_runs(name, command, tmp_path):
     assert not list((tmp_path / "out").glob("*"))
     assert kind is None or kind in {error["type"] for error in document["errors"]}
     assert re.search(text, shown, re.DOTALL)
+    assert shown.startswith("The graph cannot be run")
+    assert all("\nFix: " in error["message"] for error in document["errors"])
 
 
 def test_a_lora_for_another_base_is_an_error_of_its_node(command, models):

@@ -6,7 +6,12 @@ import pytest
 
 from lora_workbench.headless.cli import main
 from lora_workbench.headless.run_errors import NodeError
-from lora_workbench.headless.run_fixes import refused_by_comfyui, with_fixes
+from lora_workbench.headless.run_fixes import (
+    FIXES_HERE,
+    FIXES_IN_COMFYUI,
+    counted,
+    with_fixes,
+)
 
 from .test_run_command import COMFYUI, comfyui_folder, stub_server  # noqa: F401
 
@@ -93,7 +98,7 @@ def test_a_part_that_is_left_out_is_announced_as_such(capsys, graph, tmp_path):
     ],
 )
 def test_the_fix_fits_what_was_refused(error, fix):
-    (fixed,) = with_fixes([error], PROMPT)
+    (fixed,) = with_fixes([error], PROMPT, FIXES_IN_COMFYUI)
     message, _, last = fixed.message.rpartition("\nFix: ")
     assert message == error.message
     assert fix in last
@@ -101,12 +106,20 @@ def test_the_fix_fits_what_was_refused(error, fix):
 
 def test_a_node_that_says_what_to_do_is_not_talked_over():
     error = refused("3", "rows", "custom_validation_failed", "Bad rows.\n  Fix: write tags.")
-    assert with_fixes([error], PROMPT) == (error,)
+    assert with_fixes([error], PROMPT, FIXES_IN_COMFYUI) == (error,)
+
+
+def test_without_a_comfyui_none_is_blamed():
+    assert FIXES_HERE.keys() == FIXES_IN_COMFYUI.keys()
+    (fixed,) = with_fixes([refused("9", "", "missing_node_type")], PROMPT, FIXES_HERE)
+    assert fixed.message.endswith("Fix: run this graph in ComfyUI: add --comfyui URL or PATH.")
+    (fixed,) = with_fixes([refused(*NO_FILE)], PROMPT, FIXES_HERE)
+    assert "--models" in fixed.message
 
 
 def test_only_inputs_are_counted():
-    assert refused_by_comfyui([refused(*NO_FILE)]).endswith("graph: 1 input is wrong.")
-    assert refused_by_comfyui([refused("9", "", "missing_node_type")]).endswith("the graph.")
+    assert counted("No", [refused(*NO_FILE)]) == "No: 1 input is wrong."
+    assert counted("No", [refused("9", "", "missing_node_type")]) == "No."
 
 
 def test_a_comfyui_that_did_not_start_is_the_headline_and_its_log_has_no_colours(

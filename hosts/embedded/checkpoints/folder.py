@@ -117,7 +117,13 @@ def _text(path: Path, family: str, dtype: torch.dtype, device: torch.device) -> 
         sources = renamed({canonical(key): place for key, place in stored.items()}, parameters)
         encoders[encoder] = filled(module, sources, {}, dtype, device)
         files |= {f"{encoder}.{own}": p for own, p in stored_files(module, sources).items()}
-    return TextPart(encoders, family, files)
+    return TextPart(encoders, family, files, _tokenizer(path))
+
+
+def _tokenizer(path: Path) -> Path | None:
+    """The folder of CLIP's vocabulary; both encoders of SDXL have the same."""
+    folders = (path / "tokenizer", path / "tokenizer_2")
+    return next((folder for folder in folders if (folder / "vocab.json").is_file()), None)
 
 
 def _vae(path: Path, family: str, dtype: torch.dtype, device: torch.device) -> VaePart | None:

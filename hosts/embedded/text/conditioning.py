@@ -66,13 +66,13 @@ def encode(
         text: With weights such as ``(word:1.2)``; any length.
         clip_skip: The layer to read, -1 for the last, as CLIPSetLastLayer counts. None is the
             family's own, and so is a layer that an encoder does not have.
-        tokenizer: CLIP's; None finds it.
+        tokenizer: CLIP's; None finds it, as the last resort beside the model.
 
     Raises:
         LoraError: the prompt names an embedding or is no valid Unicode, or no tokenizer is
             installed.
     """
-    tokenizer = tokenizer or clip_tokenizer()
+    tokenizer = tokenizer or clip_tokenizer(part.tokenizer)
     readings = _READINGS[tuple(part.encoders)]
     states, pooled = [], None
     for name, encoder in part.encoders.items():

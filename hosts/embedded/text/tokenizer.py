@@ -21,8 +21,8 @@ def clip_tokenizer(folder: Path | None = None) -> Tokenizer:
 
     Args:
         folder: Holds ``vocab.json`` and ``merges.txt``. It is read where the package
-            instant-clip-tokenizer is not installed; None asks the environment variable
-            LORA_WORKBENCH_TOKENIZER for it.
+            instant-clip-tokenizer is not installed and the environment variable
+            LORA_WORKBENCH_TOKENIZER names no other folder.
 
     Raises:
         LoraError: neither the package nor a folder is there, or the folder's vocabulary is not
@@ -31,7 +31,7 @@ def clip_tokenizer(folder: Path | None = None) -> Tokenizer:
     try:
         return _packaged()
     except ImportError:
-        found = folder or os.environ.get(FOLDER_VARIABLE)
+        found = os.environ.get(FOLDER_VARIABLE) or folder
     if not found:
         raise LoraError(
             "Reading prompts needs instant-clip-tokenizer, which is not installed.",
