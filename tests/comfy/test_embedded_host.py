@@ -166,8 +166,42 @@ def test_pictures_are_comfyuis_to_one_grey_level_and_nodes_run_in_its_order(
     assert record["status"] == "success", record["error"]
     assert record["executed"] == list(theirs.executed)
     (picture,) = record["pictures"]
-    left = np.asarray(Image.open(tmp_path / "ours" / picture)).astype(int)
-    right = np.asarray(Image.open(theirs.pictures[0])).astype(int)
+    assert_same_picture(tmp_path / "ours" / picture, theirs.pictures[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+def test_other_families_give_comfyuis_pictures(family, comfy, kept, tmp_path):
+    """Weights in the prompt, two chunks, clip skip 3, a LoRA on UNet and encoders, 20 steps."""
+    name = f"whole-{family}.safetensors"
+    checkpoint, lora = comfy.checkpoints_dir / name, comfy.loras_dir / name
+    script = Path(__file__).with_name("family_checkpoint.py")
+    subprocess.run([sys.executable, "-W", "ignore", script, family, checkpoint, lora], check=True)
+    extra = {
+        "ours": node(
+            "LoraWorkbenchApply",
+            model=["checkpoint", 0],
+            clip=["checkpoint", 1],
+            rows=f"<lora:whole-{family}:0.8:0.6>",
+        ),
+        "skip": node("CLIPSetLastLayer", clip=["ours", 1], stop_at_clip_layer=-3),
+        "keep": node("KeepTensor", name="latent", latent=["sampler", 0]),
+        "keep text": node("KeepTensor", name="text", conditioning=["positive", 0]),
+    }
+    graph = text_to_image(name, model=("ours", 0), clip=("skip", 0), steps=20, extra=extra)
+    graph["positive"]["inputs"]["text"] = PROMPT
+    theirs = comfy.run(graph)
+    checks = {key: tensor.clone() for key, tensor in kept.items()}
+    ((record,), (ours,)) = embedded(comfy.base_directory / "models", tmp_path / "ours", graph)
+    assert record["status"] == "success", record["error"]
+    assert ours.keys() == checks.keys()
+    assert relative(ours["text"], checks["text"]) <= 1e-5
+    assert relative(ours["latent"], checks["latent"]) <= 1e-4
+    assert_same_picture(tmp_path / "ours" / record["pictures"][0], theirs.pictures[0])
+
+
+def assert_same_picture(ours, theirs):
+    left, right = (np.asarray(Image.open(path)).astype(int) for path in (ours, theirs))
     assert left.shape == right.shape
     assert abs(left - right).max() <= 1
     assert right.std() > 1  # not a plain picture
