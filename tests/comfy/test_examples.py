@@ -58,7 +58,8 @@ def test_an_example_runs(path, server, models, tmp_path, capsys):
     assert (code, document["errors"]) == (0, [])
     graph = json.loads(path.read_text())
     assert {*document["executed"], *document["cached"]} == set(graph)
-    saved = [node for node, entry in graph.items() if entry["class_type"] == "SaveImage"]
+    kinds = ("SaveImage", "PreviewImage")
+    saved = [node for node, entry in graph.items() if entry["class_type"] in kinds]
     assert sorted(o["node"] for o in document["outputs"] if "file" in o) == sorted(saved)
     ours = [node for node, entry in graph.items() if entry["class_type"].startswith("LoraWork")]
     assert ours
