@@ -13,8 +13,10 @@ def __getattr__(name: str) -> object:
         return getattr(pipelines, name)
     if name not in _MAPPINGS:
         raise AttributeError(name)
-    from .hosts.comfy import ComfyHost
+    from .hosts.comfy import ComfyHost, offer_routes
     from .nodes import node_mappings
 
-    globals().update(zip(_MAPPINGS, node_mappings(ComfyHost()), strict=True))
+    host = ComfyHost()
+    offer_routes(host)
+    globals().update(zip(_MAPPINGS, node_mappings(host), strict=True))
     return globals()[name]

@@ -14,6 +14,10 @@ _SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt", ".pth")
 _PARSED_FILES_KEPT = 32
 
 
+class LoraNotFoundError(LoraError):
+    """No file, or more than one, is what a choice means."""
+
+
 class LoraFiles:
     """The LoRA folders of a host.
 
@@ -32,9 +36,9 @@ class LoraFiles:
         folders: Callable[[], list[Path]] = list,
     ) -> None:
         self.names = names
+        self.folders = folders
         self._full_path = full_path
         self._hashes = hashes
-        self._folders = folders
         self._parsed: OrderedDict[object, Lora] = OrderedDict()
 
     def resolve(self, choice: LoraChoice) -> str:
@@ -46,7 +50,8 @@ class LoraFiles:
         base name in any folder.
 
         Raises:
-            LoraError: the name leaves the folders, nothing matches, or several files do.
+            LoraNotFoundError: nothing matches, or several files do.
+            LoraError: the name leaves the folders.
         """
         names = self.names()
         wanted = _confined(self._relative(choice.name))
@@ -72,7 +77,25 @@ class LoraFiles:
         Raises:
             LoraError: see ``resolve``.
         """
-        return self._full_path(self.resolve(choice))
+        return self.located(choice)[1]
+
+    def located(self, choice: LoraChoice) -> tuple[str, Path]:
+        """Listed name and path of the file that a choice means.
+
+        Raises:
+            LoraError: see ``resolve``.
+        """
+        name = self.resolve(choice)
+        return name, self._full_path(name)
+
+    def pin(self, choice: LoraChoice) -> LoraChoice:
+        """The choice that means this file and its present content, wherever it is moved.
+
+        Raises:
+            LoraError: see ``resolve``; or the file changed while it was read.
+        """
+        name, path = self.located(choice)
+        return LoraChoice(name, self._hashes.sha256(path), path.stat().st_size)
 
     def fingerprint(self, choice: LoraChoice) -> str:
         """Path, size and time of change; "missing" when there is no such file."""
@@ -89,8 +112,7 @@ class LoraFiles:
         Raises:
             LoraError: it cannot be found or read.
         """
-        name = self.resolve(choice)
-        path = self._full_path(name)
+        name, path = self.located(choice)
         stat = path.stat()
         key = (str(path), stat.st_size, stat.st_mtime_ns)
         lora = self._parsed.get(key)
@@ -104,7 +126,7 @@ class LoraFiles:
     def _relative(self, name: str) -> str:
         """An absolute path inside a LoRA folder relative to it; any other name as it is."""
         path = Path(posix_name(name))
-        for folder in self._folders() if path.is_absolute() else ():
+        for folder in self.folders() if path.is_absolute() else ():
             for root in (folder, folder.resolve()):
                 if path.is_relative_to(root):
                     return path.relative_to(root).as_posix()
@@ -131,23 +153,23 @@ class WithLoraFiles:
     """
 
     def __init__(self, files: LoraFiles) -> None:
-        self._files = files
+        self.files = files
 
     def lora_names(self) -> list[str]:
         """See ``Host.lora_names``."""
-        return self._files.names()
+        return self.files.names()
 
     def resolve(self, choice: LoraChoice) -> str:
         """See ``Host.resolve``."""
-        return self._files.resolve(choice)
+        return self.files.resolve(choice)
 
     def fingerprint(self, choice: LoraChoice) -> str:
         """See ``Host.fingerprint``."""
-        return self._files.fingerprint(choice)
+        return self.files.fingerprint(choice)
 
     def load_lora(self, choice: LoraChoice) -> Lora:
         """See ``Host.load_lora``."""
-        return self._files.load(choice)
+        return self.files.load(choice)
 
 
 def posix_name(name: str) -> str:
@@ -168,7 +190,8 @@ def _confined(name: str) -> str:
         LoraError: it is empty, absolute, or climbs out of its folder.
     """
     path = PurePosixPath(posix_name(name))
-    if not name.strip() or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    parts = path.parts if name.strip() else ()
+    if not parts or path.is_absolute() or ".." in parts or ":" in parts[0]:
         raise LoraError(
             f"{name!r} is not a name inside the LoRA folders.",
             {"Expected": "a name relative to a LoRA folder, without '..'"},
@@ -177,8 +200,8 @@ def _confined(name: str) -> str:
     return str(path)
 
 
-def _other_content(choice: LoraChoice, found: str) -> LoraError:
-    return LoraError(
+def _other_content(choice: LoraChoice, found: str) -> LoraNotFoundError:
+    return LoraNotFoundError(
         f"{choice.name} is not the file this row was made with.",
         {"Expected sha256": choice.sha256, "Found": f"{found} with another content"},
         "restore the original file, or pick the file again to accept the new content.",
@@ -194,16 +217,16 @@ def _near(wanted: str, names: list[str]) -> list[str]:
     return list(dict.fromkeys([*holding, *similar]))[:3]
 
 
-def _missing(choice: LoraChoice, names: list[str], same: list[str]) -> LoraError:
+def _missing(choice: LoraChoice, names: list[str], same: list[str]) -> LoraNotFoundError:
     near = _near(choice.name, names)
     facts: dict[str, object] = {"sha256": choice.sha256} if choice.sha256 else {}
     if same:
         facts["Files of this name"] = ", ".join(same)
-        return LoraError(
+        return LoraNotFoundError(
             f"Several LoRA files are called {choice.name}.", facts, "give the name with its folder."
         )
     fix = "put the file into a LoRA folder and refresh the list."
     if near:
         facts["Near matches"] = ", ".join(near)
         fix = f"use {near[0]!r}, or put the file into a LoRA folder."
-    return LoraError(f"The LoRA file {choice.name} is missing.", facts, fix)
+    return LoraNotFoundError(f"The LoRA file {choice.name} is missing.", facts, fix)

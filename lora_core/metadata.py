@@ -37,15 +37,23 @@ def trigger_words(metadata: Mapping[str, str], limit: int = 10) -> tuple[str, ..
         metadata: String pairs of a header.
         limit: Most tags to return.
     """
-    phrase = next((metadata[key].strip() for key in _PHRASES if metadata.get(key)), "")
+    phrase = trigger_phrase(metadata)
     if phrase:
         return (phrase,)
-    counts = _tag_counts(metadata.get(_TAG_COUNTS, ""))
-    return tuple(tag for tag, _ in counts.most_common(limit))
+    return tuple(tag for tag, _ in tag_counts(metadata).most_common(limit))
 
 
-def _tag_counts(text: str) -> Counter[str]:
-    """Sum ``{folder: {tag: count}}`` over the folders; what has another form counts nothing."""
+def trigger_phrase(metadata: Mapping[str, str]) -> str:
+    """What the author says calls the LoRA; empty when nothing is said."""
+    return next((metadata[key].strip() for key in _PHRASES if metadata.get(key)), "")
+
+
+def tag_counts(metadata: Mapping[str, str]) -> Counter[str]:
+    """Caption tags of the training data, ``{folder: {tag: count}}`` summed over the folders.
+
+    What has another form counts nothing.
+    """
+    text = metadata.get(_TAG_COUNTS, "")
     try:
         folders = json.loads(text) if text else {}
     except (ValueError, RecursionError):

@@ -1,5 +1,8 @@
 // The only module with a side effect on load: ComfyUI imports every file of this folder.
 import { app } from "./comfy.js";
 import { report } from "./extensions/report.js";
+import { rows } from "./extensions/rows.js";
+import { addStyles } from "./styles.js";
 
-for (const extension of [report]) app.registerExtension(extension);
+addStyles();
+for (const extension of [report, rows]) app.registerExtension(extension);

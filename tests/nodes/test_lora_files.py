@@ -107,7 +107,9 @@ def test_two_files_of_one_name_are_ambiguous(folder, files):
     assert files.resolve(LoraChoice("y/a")) == "y/a.safetensors"
 
 
-@pytest.mark.parametrize("name", ["../a.safetensors", "/etc/passwd", "C:\\a.safetensors", "", ".."])
+@pytest.mark.parametrize(
+    "name", ["../a.safetensors", "/etc/passwd", "C:\\a.safetensors", "", ".", ".."]
+)
 def test_names_stay_inside_the_folders(folder, files, name):
     write(folder / "a.safetensors", 1)
     with pytest.raises(LoraError, match="not a name inside"):

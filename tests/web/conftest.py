@@ -76,6 +76,7 @@ class Server:
 
     url: str
     object_info: dict
+    loras: Path
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +104,8 @@ def server(tmp_path_factory) -> Server:
     with log.open("wb") as output:
         process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=output)
     try:
-        yield Server(f"{url}{port}", wait_for_nodes(process, f"{url}{port}", log))
+        info = wait_for_nodes(process, f"{url}{port}", log)
+        yield Server(f"{url}{port}", info, base / "models" / "loras")
     finally:
         process.terminate()
         process.wait(30)
@@ -154,6 +156,12 @@ class Frontend:
         shown = json.loads(self.page.evaluate(SHOW, json.dumps(workflow)))
         return shown["output"], shown["titles"]
 
+    def current_prompt(self) -> tuple[dict, dict]:
+        """What the canvas would send as it stands; its API prompt and its workflow."""
+        text = self.page.evaluate("async () => JSON.stringify(await app.graphToPrompt())")
+        sent = json.loads(text)
+        return sent["output"], sent["workflow"]
+
     def canvas_of(self, names: list[str]) -> dict:
         """Return the workflow of a canvas with one fresh node of each class."""
         return json.loads(self.page.evaluate(EVERY_NODE, names))
@@ -178,6 +186,14 @@ def frontend(server) -> Frontend:
         wait_until_ready(page)
         yield shown
         browser.close()
+
+
+@pytest.fixture(params=[False, True], ids=["classic", "nodes 2.0"])
+def shown(request, frontend):
+    """The frontend in one of its renderers; afterwards as it was."""
+    frontend.choose_renderer(request.param)
+    yield frontend
+    frontend.choose_renderer(False)
 
 
 def wait_until_ready(page):

@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from lora_workbench.nodes import NODES
 
 from ..workflow_examples import canvas, node
@@ -41,14 +39,6 @@ WIDTHS = """() => app.graph.nodes.map((node) => {
     context.font = app.canvas.title_text_font
     return [node.title, node.size[0], context.measureText(node.title).width]
 })"""
-
-
-@pytest.fixture(params=[False, True], ids=["classic", "nodes 2.0"])
-def shown(request, frontend):
-    """The frontend in one of its renderers; afterwards as it was."""
-    frontend.choose_renderer(request.param)
-    yield frontend
-    frontend.choose_renderer(False)
 
 
 def test_the_report_stands_on_the_node_after_a_run(shown):

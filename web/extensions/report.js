@@ -3,6 +3,8 @@
 // The box is never saved: a workflow opens with it empty, and neither the workflow's widget values
 // nor the API prompt hold it.
 
+import { scrollOrZoom } from "../wheel.js";
+
 const PREFIX = "LoraWorkbench";
 const NAME = "lora_workbench_report";
 const TALKING = ["Apply", "Merge", "Unmerge", "SaveModel", "Inspect", "Hooks"];
@@ -36,7 +38,7 @@ function addBox(node, app) {
   box.readOnly = true;
   box.spellcheck = false;
   box.placeholder = "After a run: what happened";
-  box.addEventListener("wheel", (event) => scrollOrZoom(event, box, app));
+  scrollOrZoom(box, app);
   const widget = node.addDOMWidget(NAME, NAME, box, {
     serialize: false, // not into the API prompt
     getValue: () => box.value,
@@ -55,16 +57,6 @@ function enlarge(node, talks) {
   const [width, height] = node.computeSize();
   const [wide, more] = talks ? ROOM_FOR_TEXT : [ROOM_FOR_TITLE, 0];
   node.setSize([Math.max(node.size[0], width, wide), Math.max(node.size[1], height + more)]);
-}
-
-// The wheel zooms the canvas, as beside the box, where the text has nothing to scroll.
-function scrollOrZoom(event, box, app) {
-  if (box.scrollHeight > box.clientHeight && !event.ctrlKey) {
-    event.stopPropagation();
-    return;
-  }
-  event.preventDefault();
-  app.canvas.processMouseWheel(event);
 }
 
 function fillBoxes(outputs, app) {

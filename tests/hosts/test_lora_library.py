@@ -1,0 +1,359 @@
+"""Facts, lists and verdicts about LoRA files, from plain files in a folder."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_workbench.hosts.lora_library import Library
+from lora_workbench.hosts.lora_library.error_json import error_json
+from lora_workbench.hosts.lora_library.file_cache import FileCache
+from lora_workbench.hosts.lora_library.listing import list_files
+from lora_workbench.hosts.lora_library.sidecars import notes_of, preview_of, words_of
+from lora_workbench.lora_core.errors import LoraError
+from lora_workbench.lora_core.files.write import write_safetensors
+from lora_workbench.lora_core.models.architectures import checkpoint_shapes
+
+from ..lora_files import text_encoder_modules, unet_modules, write_lora
+
+
+@pytest.fixture(scope="module")
+def library():
+    """One for all tests: the tables of the known bases are built once."""
+    return Library()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Files of whole models that take no room: their data is a hole."""
+    folder = tmp_path_factory.mktemp("models")
+    return {base: hollow(folder / f"{base}.safetensors", base) for base in ("sd15", "sdxl")}
+
+
+def hollow(path, base, keep=lambda name: True):
+    """A safetensors file with a base's header, and a hole where its numbers would be."""
+    header, end = {}, 0
+    for name, shape in checkpoint_shapes(base).items():
+        if keep(name):
+            stop = end + 2 * torch.Size(shape).numel()
+            header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [end, stop]}
+            end = stop
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(path, 8 + len(text) + end)
+    return path
+
+
+def unet_lora(path, base, metadata=None, **options):
+    return write_lora(path, unet_modules(base, "ldm")[:40], metadata, rank=2, **options)
+
+
+def texts(found):
+    """Every text in a JSON document."""
+    if isinstance(found, dict):
+        return [text for pair in found.items() for item in pair for text in texts(item)]
+    if isinstance(found, list):
+        return [text for item in found for text in texts(item)]
+    return [found] if isinstance(found, str) else []
+
+
+# -- verdicts ------------------------------------------------------------------------------------
+
+
+def test_a_lora_for_this_base_is_ok_with_every_tensor_counted(tmp_path, library, models):
+    path = unet_lora(tmp_path / "a.safetensors", "sd15")
+    found = library.verdict(path, models["sd15"]).to_json()
+    assert (found["level"], found["text"]) == ("ok", "80 of 80 tensors match this model.")
+    assert found["details"] == ["The file has no text-encoder part."]
+
+
+def test_a_lora_with_a_text_encoder_part_does_not_say_there_is_none(tmp_path, library, models):
+    modules = [*unet_modules("sd15", "ldm")[:3], *text_encoder_modules("sd15")[:3]]
+    path = write_lora(tmp_path / "a.safetensors", modules, rank=2)
+    found = library.verdict(path, models["sd15"])
+    assert (found.level, found.details) == ("ok", ())
+    assert library.facts("a", path)["has_text_encoder"] is True
+
+
+def test_a_lora_for_sdxl_on_sd15_is_wrong_and_names_both(tmp_path, library, models):
+    path = unet_lora(tmp_path / "a.safetensors", "sdxl")
+    found = library.verdict(path, models["sd15"])
+    assert found.level == "wrong"
+    assert found.text == "Made for SDXL; this model is SD 1.5."
+    assert any("shape" in line for line in found.details)
+    assert any(line.startswith("Fix: ") for line in found.details)
+
+
+def test_a_lora_of_another_base_is_wrong_though_some_tensors_match(tmp_path, library, models):
+    """The first level of SDXL has SD 1.5's shapes."""
+    modules = [m for m in unet_modules("sdxl", "ldm") if "input_blocks.1." in m.path]
+    modules += [m for m in unet_modules("sdxl", "ldm") if "output_blocks.0.1." in m.path][:4]
+    small = hollow(tmp_path / "m.safetensors", "sd15", lambda name: "output_blocks.0" not in name)
+    path = write_lora(tmp_path / "a.safetensors", modules, rank=2)
+    found = library.verdict(path, small)
+    assert (found.level, found.text) == ("wrong", "Made for SDXL; this model is SD 1.5.")
+    assert found.details[0] == f"6 of {2 * len(modules)} tensors match this model."
+
+
+def test_tensors_that_match_nothing_make_it_partial(tmp_path, library, models):
+    path = tmp_path / "a.safetensors"
+    name = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
+    down, up = torch.zeros(2, 320), torch.zeros(320, 2)
+    other = {"lora_unet_more.lora_down.weight": down, "lora_unet_more.lora_up.weight": up}
+    write_safetensors(
+        path, {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, **other}
+    )
+    found = library.verdict(path, models["sd15"])
+    assert (found.level, found.text) == ("partial", "2 of 4 tensors match this model.")
+    assert "2 tensors unmatched" in found.details[0]
+
+
+def test_a_text_encoder_part_may_go_elsewhere_on_a_diffusion_model(tmp_path, library):
+    model = hollow(tmp_path / "m.safetensors", "sd15", lambda name: "diffusion_model" in name)
+    modules = [*unet_modules("sd15", "ldm")[:3], *text_encoder_modules("sd15")[:2]]
+    both = write_lora(tmp_path / "a.safetensors", modules, rank=2)
+    found = library.verdict(both, model)
+    assert (found.level, found.text) == ("ok", "6 of 10 tensors match this model.")
+    assert "no text encoder is connected" in found.details[0]
+    text = write_lora(tmp_path / "t.safetensors", text_encoder_modules("sd15")[:2], rank=2)
+    assert library.verdict(text, model).level == "unknown"
+
+
+def test_without_a_model_the_base_the_kind_and_the_rank_are_told(tmp_path, library):
+    path = unet_lora(tmp_path / "a.safetensors", "sdxl")
+    found = library.verdict(path)
+    assert (found.level, found.text) == ("unknown", "Made for SDXL: lora, rank 2.")
+
+
+def test_a_kind_that_is_not_supported_is_wrong_with_and_without_a_model(tmp_path, library, models):
+    path = tmp_path / "a.safetensors"
+    name = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
+    factors = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    shapes = ((320, 2), (2, 320)) * 2
+    tensors = {f"{name}.{f}": torch.zeros(s) for f, s in zip(factors, shapes, strict=True)}
+    write_safetensors(path, tensors)
+    for model in (None, models["sd15"]):
+        found = library.verdict(path, model)
+        assert found.level == "wrong"
+        assert "loha modules are not supported yet" in found.text
+    assert "loha" in library.facts("a", path)["problem"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise", "empty"])
+def test_a_damaged_file_is_wrong_and_says_what_to_do(tmp_path, library, models, damage):
+    path = unet_lora(tmp_path / "a.safetensors", "sd15")
+    data = path.read_bytes()
+    path.write_bytes({"cut": data[:-100], "noise": b"\xff" * 500, "empty": b""}[damage])
+    found = library.verdict(path, models["sd15"]).to_json()
+    assert found["level"] == "wrong"
+    assert "a.safetensors" in found["text"]
+    assert found["details"][-1].startswith("Fix: ")
+    assert not [text for text in texts(found) if str(tmp_path) in text]
+    with pytest.raises(LoraError, match="Fix: "):
+        library.facts("a.safetensors", path)
+
+
+def test_an_error_about_a_file_beside_it_names_no_folder(tmp_path, library):
+    path = unet_lora(tmp_path / "adapter_model.safetensors", "sd15")
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": "many"}')
+    with pytest.raises(LoraError, match=str(tmp_path)):
+        library.facts("a", path)
+    found = library.verdict(path).to_json()
+    assert found["level"] == "wrong"
+    assert not [text for text in texts(found) if str(tmp_path) in text]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("flux.safetensors", {"double_blocks.0.img_attn.qkv.weight": torch.zeros(3, 3)}, "Only SD"),
+        ("x.ckpt", None, "Only SD"),
+        ("broken.safetensors", None, "damaged"),
+    ],
+)
+def test_a_model_that_cannot_be_read_leaves_the_verdict_open(
+    tmp_path, library, name, content, reason
+):
+    path = unet_lora(tmp_path / "a.safetensors", "sdxl")
+    model = tmp_path / name
+    if content is None:
+        model.write_bytes(b"none of a tensor file")
+    else:
+        write_safetensors(model, content)
+    found = library.verdict(path, model)
+    assert (found.level, found.text) == ("unknown", "Made for SDXL: lora, rank 2.")
+    assert reason in found.details[0]
+
+
+def test_a_file_that_changed_is_judged_again(tmp_path, library, models):
+    path = unet_lora(tmp_path / "a.safetensors", "sdxl")
+    assert library.verdict(path, models["sd15"]).level == "wrong"
+    path.unlink()
+    unet_lora(path, "sd15")
+    assert library.verdict(path, models["sd15"]).level == "ok"
+
+
+# -- facts ---------------------------------------------------------------------------------------
+
+
+def test_the_facts_of_a_file_are_those_it_was_written_with(tmp_path, library):
+    tags = {"1_a": {"cat": 3, "dog": 1}, "2_b": {"cat": 4, "sky": 5}}
+    metadata = {"ss_tag_frequency": json.dumps(tags), "ss_output_name": "Cats", "x": "y" * 900}
+    path = unet_lora(tmp_path / "a.safetensors", "sd15", metadata)
+    found = library.facts("sub/a.safetensors", path)
+    assert found["name"] == "sub/a.safetensors"
+    assert found["size"] == len(path.read_bytes())
+    assert found["kinds"] == {"lora": 40}
+    assert found["ranks"] == [2]
+    assert found["formats"]
+    assert found["has_text_encoder"] is False
+    assert found["bases"][0] == {"base": "sd15", "label": "SD 1.5", "used": 80, "of": 80}
+    assert found["title"] == "Cats"
+    assert found["words"] == [
+        {"word": "cat", "count": 7},
+        {"word": "sky", "count": 5},
+        {"word": "dog", "count": 1},
+    ]
+    assert found["metadata"]["x"] == "y" * 500
+    assert (found["problem"], found["notes"], found["preview"]) == (None, None, False)
+
+
+def test_at_most_a_hundred_counted_words_and_the_authors_phrase_first(tmp_path, library):
+    tags = {"a": {f"tag{number}": number for number in range(1, 300)}}
+    metadata = {"ss_tag_frequency": json.dumps(tags), "modelspec.trigger_phrase": "by mosaic"}
+    words = library.facts("a", unet_lora(tmp_path / "a.safetensors", "sd15", metadata))["words"]
+    assert words[:2] == [{"word": "by mosaic"}, {"word": "tag299", "count": 299}]
+    assert len(words) == 101
+
+
+def test_words_of_sidecars_come_last_and_each_once(tmp_path, library):
+    metadata = {"ss_tag_frequency": json.dumps({"a": {"cat": 3}})}
+    path = unet_lora(tmp_path / "a.v1.safetensors", "sd15", metadata)
+    rgthree = {"trainedWords": [{"word": "cat", "civitai": True}, {"word": "zed"}, "plain", 5]}
+    (tmp_path / "a.v1.safetensors.rgthree-info.json").write_text(json.dumps(rgthree))
+    manager = {"civitai": {"trainedWords": ["zed", "last one"]}}
+    (tmp_path / "a.v1.metadata.json").write_text(json.dumps(manager))
+    assert library.facts("a", path)["words"] == [
+        {"word": "cat", "count": 3},
+        {"word": "zed"},
+        {"word": "plain"},
+        {"word": "last one"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[" * 100_000, "[1]", '{"trainedWords": 5, "civitai": []}'),
+        *('{"civitai": null}', '{"trainedWords": [{"word": 5}, {}, null, "  "]}', "\udcff"),
+    ],
+    ids=range(8),
+)
+def test_sidecars_of_another_form_say_nothing(tmp_path, text):
+    for name in ("a.safetensors.rgthree-info.json", "a.metadata.json"):
+        (tmp_path / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert list(words_of(tmp_path / "a.safetensors")) == []
+
+
+def test_notes_are_read_when_they_are_short(tmp_path):
+    path, notes = tmp_path / "a.safetensors", tmp_path / "a.txt"
+    assert notes_of(path) is None
+    notes.write_text("use at 0.7\n", encoding="utf-8")
+    assert notes_of(path) == "use at 0.7"
+    notes.write_bytes(b"x" * (64 * 1024 + 1))
+    assert notes_of(path) is None
+
+
+@pytest.mark.parametrize(
+    "ending", [".png", ".jpg", ".jpeg", ".webp", ".preview.png", ".preview.jpg", ".preview.webp"]
+)
+def test_the_picture_beside_a_file_is_found_by_both_ways(tmp_path, ending):
+    path = tmp_path / "a.v1.safetensors"
+    path.write_bytes(b"12345")
+    (tmp_path / "a.png").touch()  # of another file
+    assert preview_of(path) is None
+    assert list_files([path.name], [tmp_path])[0]["preview"] is False
+    (tmp_path / f"a.v1{ending}").touch()
+    assert preview_of(path) == tmp_path / f"a.v1{ending}"
+    assert list_files([path.name], [tmp_path])[0]["preview"] is True
+
+
+# -- lists ---------------------------------------------------------------------------------------
+
+
+def test_a_list_keeps_the_order_and_the_first_folder_wins(tmp_path):
+    first, second = tmp_path / "1", tmp_path / "2"
+    for folder, size in ((first, 1), (second, 2)):
+        (folder / "sub").mkdir(parents=True)
+        (folder / "sub" / "both.safetensors").write_bytes(b"x" * size)
+    (second / "only.safetensors").write_bytes(b"xyz")
+    (first / "link.safetensors").symlink_to(second / "only.safetensors")
+    (first / "nowhere.safetensors").symlink_to(tmp_path / "gone")
+    names = [
+        "only.safetensors",
+        str(Path("sub", "both.safetensors")),
+        "link.safetensors",
+        "nowhere.safetensors",
+        "gone.safetensors",
+        "sub",
+    ]
+    found = list_files(names, [first, second])
+    assert [(row["name"], row["size"]) for row in found] == list(
+        zip(names[:3], (3, 1, 3), strict=True)
+    )
+
+
+def test_five_thousand_files_need_one_reading_of_each_folder(tmp_path, monkeypatch):
+    names = [f"{number % 5}/{number}.safetensors" for number in range(5000)]
+    for number in range(5):
+        (tmp_path / str(number)).mkdir()
+    for name in names:
+        (tmp_path / name).touch()
+    read, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: read.append(path) or scandir(path))
+    assert [row["name"] for row in list_files(names, [tmp_path])] == names
+    assert len(read) == 5
+
+
+# -- what does not leave, and what is kept -------------------------------------------------------
+
+
+def test_an_error_loses_the_folders_of_this_machine(tmp_path):
+    inner = tmp_path / "loras" / "sub"
+    inner.mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "loras", target_is_directory=True)
+    error = LoraError(
+        f"{link}/sub/a.safetensors is damaged.",
+        {"Path": inner / "a.safetensors", "Cause": f"in {str(inner / 'b')!r}", "Bytes": 5},
+        f"look into {tmp_path / 'loras'}.",
+    )
+    found = error_json(error, [link])
+    assert found["headline"] == "sub/a.safetensors is damaged."
+    assert found["facts"] == {"Path": "a.safetensors", "Cause": "in 'sub/b'", "Bytes": "5"}
+    assert not [text for text in texts(found) if str(tmp_path) in text]
+
+
+def test_a_cache_reads_once_forgets_the_oldest_and_keeps_no_failure(tmp_path):
+    read = []
+
+    def reading(path: Path) -> int:
+        read.append(path.name)
+        if path.name == "bad":
+            raise LoraError("no")
+        return len(path.read_bytes())
+
+    for name in ("a", "b", "c", "bad"):
+        (tmp_path / name).write_bytes(name.encode())
+    cache = FileCache(reading, 2)
+    for name in ("a", "a", "b", "a", "c", "a", "b"):
+        assert cache.get(tmp_path / name) == 1
+    assert read == ["a", "b", "c", "b"]
+    (tmp_path / "b").write_bytes(b"longer")
+    assert cache.get(tmp_path / "b") == 6
+    for _ in range(2):
+        with pytest.raises(LoraError):
+            cache.get(tmp_path / "bad")
+    assert read[-2:] == ["bad", "bad"]

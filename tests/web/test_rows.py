@@ -1,0 +1,242 @@
+"""The row editor of Apply LoRAs and LoRA Stack, in both of ComfyUI's renderers."""
+
+import hashlib
+import json
+
+import pytest
+
+from .conftest import LORA
+
+FRESH = """async (kind) => {
+    app.graph.clear()
+    await new Promise((done) => setTimeout(() => requestAnimationFrame(done)))
+    const node = LiteGraph.createNode(kind)
+    node.pos = [300, 60]
+    app.graph.add(node)
+    app.canvas.ds.scale = 1
+    app.canvas.ds.offset = [0, 0]
+    app.graph.setDirtyCanvas(true, true)
+    app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()
+}"""
+VALUE = "() => app.graph.nodes[0].widgets.find(({ name }) => name === 'rows').value"
+SET = "(text) => { app.graph.nodes[0].widgets.find(({ name }) => name === 'rows').value = text }"
+UNDO = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.undo()"
+RELOAD = "() => app.loadGraphData(JSON.parse(JSON.stringify(app.graph.serialize())))"
+OTHER = "inks/Blue Ink.safetensors"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _second_lora(server):
+    """Another file, in a folder."""
+    path = server.loras / OTHER
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes((server.loras / LORA).read_bytes() + b"")
+    return path
+
+
+class Editor:
+    """The rows of one fresh node, as a user sees them."""
+
+    def __init__(self, frontend, kind="LoraWorkbenchApply"):
+        self.frontend, self.page = frontend, frontend.page
+        self.page.set_default_timeout(10_000)
+        self.page.evaluate(FRESH, kind)
+        self.root = self.page.locator(".lw-rows")
+        self.root.wait_for()
+        self.settle()
+
+    @property
+    def rows(self):
+        value = json.loads(self.page.evaluate(VALUE))
+        return value["rows"] if value else []
+
+    @rows.setter
+    def rows(self, rows):
+        self.page.evaluate(SET, json.dumps(rows))
+        self.settle()
+
+    @property
+    def names(self):
+        return [row["name"] for row in self.rows]
+
+    def settle(self):
+        """The canvas lays its elements out frame by frame."""
+        self.page.wait_for_timeout(300)
+
+    def button(self, label):
+        return self.root.get_by_role("button", name=label)
+
+    def strength(self, name, kind="Strength"):
+        return self.root.get_by_role("spinbutton", name=f"{kind} of {name}", exact=True)
+
+    def wait(self, expression, argument=None):
+        for _ in range(200):
+            if self.page.evaluate(expression, argument):
+                return
+            self.page.wait_for_timeout(50)
+        pytest.fail(f"never true: {expression}")
+
+
+@pytest.fixture
+def editor(shown):
+    made = Editor(shown)
+    yield made
+    assert shown.errors == []
+
+
+def named(*names):
+    return [{"name": name} for name in names]
+
+
+def test_a_file_is_added_by_mouse_and_pinned(editor, server):
+    editor.button("Add LoRA").click()
+    picker = editor.page.get_by_role("dialog", name="Add LoRAs")
+    picker.get_by_role("combobox", name="Search LoRAs").fill("sty")
+    picker.get_by_role("option", name="style").click()
+    picker.wait_for(state="detached")
+    editor.wait(f"() => ({VALUE})().includes('sha256')")
+    content = (server.loras / LORA).read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    pinned = {"on": True, "name": LORA, "model": 1, "size": len(content), "sha256": sha256}
+    assert editor.rows == [pinned]
+    output, _ = editor.frontend.current_prompt()
+    ((entry),) = output.values()
+    assert json.loads(entry["inputs"]["rows"])["rows"] == [pinned]
+
+
+def test_several_files_are_added_by_keyboard_alone(editor):
+    press = editor.page.keyboard.press
+    editor.button("Add LoRA").focus()
+    press("Enter")
+    editor.page.locator(".lw-found li").first.wait_for()
+    press("Space")
+    press("ArrowDown")
+    press("Space")
+    press("Enter")
+    assert editor.names == [OTHER, LORA]
+    focused = "() => document.activeElement.getAttribute('aria-label')"
+    assert editor.page.evaluate(focused) == f"Strength of {OTHER}"  # ready to type
+    for key in ("ArrowUp", "ArrowUp", "Shift+ArrowDown"):
+        press(key)
+    assert editor.rows[0]["model"] == 1.09
+    press("Control+a")
+    editor.page.keyboard.type("-0,5")
+    press("Enter")
+    assert editor.rows[0]["model"] == -0.5
+
+
+def test_escape_adds_nothing(editor):
+    editor.button("Add LoRA").click()
+    editor.page.locator(".lw-found li").first.wait_for()
+    editor.page.keyboard.press("Escape")
+    editor.page.get_by_role("dialog").wait_for(state="detached")
+    assert editor.rows == []
+
+
+def test_rows_are_moved_by_drag_and_by_keyboard(editor):
+    editor.rows = named("a", "b", "c")
+    handle, last = editor.button("Reorder a"), editor.button("Move c").bounding_box()
+    start = handle.bounding_box()
+    mouse = editor.page.mouse
+    mouse.move(start["x"] + 5, start["y"] + 5)
+    mouse.down()
+    mouse.move(last["x"] + 5, last["y"] + 4, steps=5)
+    mouse.move(last["x"] + 5, last["y"] + last["height"], steps=5)
+    mouse.up()
+    assert editor.names == ["b", "c", "a"]
+    editor.button("Reorder a").focus()
+    editor.page.keyboard.press("Alt+ArrowUp")
+    editor.page.keyboard.press("Alt+ArrowUp")
+    assert editor.names == ["a", "b", "c"]
+
+
+def test_a_strength_is_dragged_and_turned_by_the_wheel(editor):
+    editor.rows = named("a")
+    field = editor.strength("a")
+    box = field.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    mouse = editor.page.mouse
+    mouse.move(x, y)
+    mouse.down()
+    mouse.move(x + 4, y, steps=2)
+    mouse.move(x + 40, y, steps=5)
+    mouse.up()
+    assert editor.rows[0]["model"] == 1.5
+    field.focus()
+    mouse.move(x, y)
+    mouse.wheel(0, 100)
+    editor.wait(f"() => JSON.parse(({VALUE})()).rows[0].model === 1.45")
+
+
+def test_toggle_solo_duplicate_and_remove(editor):
+    editor.rows = named("a", "b")
+    on = lambda: [row["on"] for row in editor.rows]  # noqa: E731
+    editor.root.get_by_role("checkbox", name="a on", exact=True).click()
+    assert on() == [False, True]
+    editor.root.get_by_role("checkbox", name="All LoRAs on").click()
+    assert on() == [True, True]
+    editor.button("Solo b").click()
+    assert on() == [False, True]
+    editor.button("Duplicate a").click()
+    assert editor.names == ["a", "a", "b"]
+    editor.button("Remove b").click()
+    assert editor.names == ["a", "a"]
+
+
+def test_clip_strength_and_weighting_stand_there_on_demand(editor):
+    editor.rows = [{"name": "a", "model": 0.8}]
+    assert editor.strength("a", "CLIP strength").count() == 0
+    editor.button("CLIP strength of a by itself").click()
+    editor.strength("a", "CLIP strength").fill("0.2")
+    editor.button("Weighting of a").click()
+    editor.page.get_by_label("Weighting of a", exact=True).fill("IN=0.5")
+    editor.page.keyboard.press("Enter")
+    (row,) = editor.rows
+    assert (row["model"], row["clip"], row["weighting"]) == (0.8, 0.2, "IN=0.5")
+    editor.button("CLIP strength of a by itself").click()
+    assert "clip" not in editor.rows[0]
+
+
+def test_changes_are_undone_and_survive_saving(editor):
+    editor.rows = named("a", "b")
+    editor.button("Duplicate a").click()
+    editor.button("Remove b").click()
+    assert editor.names == ["a", "a"]
+    editor.page.evaluate(RELOAD)
+    editor.wait("() => document.querySelectorAll('.lw-row').length === 2")
+    assert editor.names == ["a", "a"]
+
+
+def test_undo_brings_a_removed_row_back(editor):
+    editor.rows = named("a", "b")
+    editor.button("Solo a").click()
+    editor.button("Remove b").click()
+    assert editor.names == ["a"]
+    editor.page.evaluate(UNDO)
+    editor.wait("() => document.querySelectorAll('.lw-row').length === 2")
+    assert editor.names == ["a", "b"]
+
+
+def test_text_that_is_no_rows_stays_and_is_mended_by_hand(editor):
+    editor.page.evaluate(SET, "hello")
+    assert editor.page.evaluate(VALUE) == "hello"
+    assert "Not understood" in editor.root.get_by_role("alert").inner_text()
+    editor.root.get_by_role("textbox", name="Rows as text").fill("<lora:a:0.5>")
+    editor.page.keyboard.press("Tab")
+    assert editor.rows == [{"on": True, "name": "a", "model": 0.5}]
+
+
+def test_delete_in_a_field_does_not_delete_the_node(editor):
+    editor.rows = named("a")
+    editor.strength("a").focus()
+    editor.page.keyboard.press("Delete")
+    editor.button("Remove a").focus()
+    editor.page.keyboard.press("Delete")
+    assert editor.page.evaluate("() => app.graph.nodes.length") == 1
+
+
+def test_the_stack_node_has_the_same_editor(shown):
+    editor = Editor(shown, "LoraWorkbenchStack")
+    editor.rows = named("a")
+    editor.button("Duplicate a").click()
+    assert editor.names == ["a", "a"]

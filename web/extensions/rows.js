@@ -1,0 +1,71 @@
+// The row editor on Apply LoRAs and LoRA Stack, in place of the text box of their input `rows`.
+import { RowEditor } from "../rows/editor.js";
+import { pickLoras } from "../rows/picker.js";
+import { checkpointOf } from "../rows/upstream.js";
+import { Verdicts } from "../rows/verdicts.js";
+import { ask, previewAddress } from "../server.js";
+import { scrollOrZoom } from "../wheel.js";
+
+const NODES = ["LoraWorkbenchApply", "LoraWorkbenchStack"];
+const INPUT = "rows";
+const WIDGET = "LORA_WORKBENCH_ROWS";
+const [LEAST, MOST] = [110, 420]; // height of the list in the canvas's pixels
+const WIDTH = 440;
+const verdicts = new Verdicts((query) => ask("verdict", query));
+
+export const rows = {
+  name: "loraWorkbench.rows",
+
+  // Only here, so that without this file the input stays a text box.
+  beforeRegisterNodeDef(nodeType, { name, input }) {
+    if (NODES.includes(name)) input.required[INPUT][1].widgetType = WIDGET;
+  },
+
+  // The R key: files were added, taken away or replaced.
+  refreshComboInNodes() {
+    verdicts.forget();
+  },
+
+  getCustomWidgets(app) {
+    return { [WIDGET]: (node, name, inputData) => ({ widget: rowsWidget(app, node, name, inputData) }) };
+  },
+};
+
+function rowsWidget(app, node, name, [, { default: initial }]) {
+  const editor = new RowEditor({
+    pick: () => pickLoras(ask("loras").then(({ loras }) => loras), previewAddress),
+    pin: (lora) => ask("pin", { name: lora }),
+    verdict: (row) => verdicts.of(row, checkpointOf(node)),
+    onchange: () => fit(node, widget),
+    onfinish: () => rememberForUndo(app),
+  });
+  const height = () => Math.min(Math.max(editor.height, LEAST), MOST);
+  const widget = node.addDOMWidget(name, WIDGET, editor.root, {
+    getValue: () => editor.value,
+    setValue: (text) => (editor.value = text),
+    getMinHeight: height,
+  });
+  scrollOrZoom(editor.root, app);
+  widget.value = initial;
+  const { onConnectionsChange } = node;
+  node.onConnectionsChange = function () {
+    onConnectionsChange?.apply(this, arguments);
+    setTimeout(() => editor.refreshVerdicts()); // links are not complete in the midst of loading
+  };
+  node.setSize([Math.max(node.size[0], WIDTH), node.size[1]]);
+  return widget;
+}
+
+function fit(node, widget) {
+  requestAnimationFrame(() => {
+    const [width, height] = node.computeSize();
+    node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+    node.setDirtyCanvas(true, true);
+    widget.callback?.(widget.value);
+  });
+}
+
+function rememberForUndo(app) {
+  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
+}

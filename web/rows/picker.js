@@ -1,0 +1,160 @@
+// A dialog to choose LoRA files: type to search, arrows and Enter, several at once with Space.
+import { element } from "./element.js";
+import { foldersOf, search } from "./search.js";
+
+const SHOWN = 200;
+
+// Gives the chosen names, [] when the dialog is closed. `files` is a promise of `[{name}]`;
+// `preview(name)` the address of its picture.
+export function pickLoras(files, preview) {
+  return new Promise((resolve) => new Picker(files, preview, resolve).open());
+}
+
+class Picker {
+  constructor(files, preview, resolve) {
+    this.files = files;
+    this.preview = preview;
+    this.resolve = resolve;
+    this.byName = new Map();
+    this.marked = new Set();
+    this.shown = [];
+    this.at = 0;
+  }
+
+  open() {
+    this.input = element("input", {
+      type: "search",
+      class: "lw-search",
+      placeholder: "Search LoRAs",
+      "aria-label": "Search LoRAs",
+      role: "combobox",
+      "aria-expanded": "true",
+      "aria-controls": "lw-found",
+      autocomplete: "off",
+      spellcheck: "false",
+      oninput: () => this.render(0),
+      onkeydown: (event) => this.onKey(event),
+    });
+    this.folder = element("select", {
+      "aria-label": "Folder",
+      class: "lw-folder",
+      onchange: () => this.render(0),
+    });
+    this.list = element("ul", {
+      id: "lw-found",
+      class: "lw-found",
+      role: "listbox",
+      "aria-label": "LoRA files",
+      "aria-multiselectable": "true",
+    });
+    this.told = element("p", { class: "lw-told", role: "status" }, "Loading the list of LoRAs ...");
+    this.add = element(
+      "button",
+      { type: "button", class: "lw-add", onclick: () => this.finish(this.chosen()) },
+      "Add",
+    );
+    this.dialog = element(
+      "dialog",
+      { class: "lw-picker", "aria-label": "Add LoRAs", onclose: () => this.finish([]) },
+      element("div", { class: "lw-searchline" }, this.input, this.folder),
+      this.list,
+      element("div", { class: "lw-searchline" }, this.told, this.add),
+    );
+    // The canvas takes keys and pastes of the whole page for its own.
+    for (const type of ["keydown", "keyup", "paste", "copy"])
+      this.dialog.addEventListener(type, (event) => event.stopPropagation());
+    this.dialog.addEventListener("pointerdown", (event) => {
+      if (event.target === this.dialog) this.finish([]);
+    });
+    document.body.append(this.dialog);
+    this.dialog.showModal();
+    this.input.focus();
+    this.files.then(
+      (files) => this.fill(files),
+      (error) => (this.told.textContent = error.message),
+    );
+  }
+
+  fill(files) {
+    this.byName = new Map(files.map((file) => [file.name, file]));
+    this.names = files.map(({ name }) => name);
+    this.folder.append(element("option", { value: "" }, "All folders"));
+    for (const folder of foldersOf(this.names))
+      this.folder.append(element("option", { value: folder }, folder));
+    this.render(0);
+  }
+
+  render(at) {
+    if (!this.names) return;
+    const folder = this.folder.value ? `${this.folder.value}/` : "";
+    const names = this.names.filter((name) => name.replaceAll("\\", "/").startsWith(folder));
+    this.shown = search(names, this.input.value, SHOWN);
+    this.list.replaceChildren(...this.shown.map((name, index) => this.option(name, index)));
+    const more = names.length > this.shown.length && this.shown.length === SHOWN;
+    this.told.textContent = this.names.length
+      ? `${this.shown.length}${more ? ` of ${names.length}` : ""} files; Space marks several`
+      : "There are no files in the LoRA folders.";
+    this.moveTo(at);
+  }
+
+  option(name, index) {
+    const parts = name.replaceAll("\\", "/").split("/");
+    const picture = this.byName.get(name).preview
+      ? element("img", { class: "lw-thumb", loading: "lazy", alt: "", src: this.preview(name) })
+      : element("span", { class: "lw-thumb" });
+    return element(
+      "li",
+      {
+        id: `lw-found-${index}`,
+        role: "option",
+        "aria-selected": String(this.marked.has(name)),
+        onclick: (event) =>
+          event.ctrlKey || event.metaKey ? this.mark(index) : this.finish([...this.marked, name]),
+      },
+      picture,
+      element("span", { class: "lw-name" }, parts.at(-1)),
+      element("span", { class: "lw-dim" }, parts.slice(0, -1).join("/")),
+    );
+  }
+
+  moveTo(index) {
+    this.list.children[this.at]?.classList.remove("lw-at");
+    this.at = Math.min(Math.max(index, 0), this.shown.length - 1);
+    const option = this.list.children[this.at];
+    option?.classList.add("lw-at");
+    option?.scrollIntoView({ block: "nearest" });
+    if (option) this.input.setAttribute("aria-activedescendant", option.id);
+    else this.input.removeAttribute("aria-activedescendant");
+    this.add.disabled = !this.chosen().length;
+    this.add.textContent = this.marked.size > 1 ? `Add ${this.marked.size}` : "Add";
+  }
+
+  mark(index) {
+    const name = this.shown[index];
+    if (!this.marked.delete(name)) this.marked.add(name);
+    this.list.children[index].setAttribute("aria-selected", String(this.marked.has(name)));
+    this.moveTo(index);
+  }
+
+  chosen() {
+    if (this.marked.size) return [...this.marked];
+    return this.shown[this.at] === undefined ? [] : [this.shown[this.at]];
+  }
+
+  onKey(event) {
+    const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10 }[event.key];
+    const marks = event.key === " " && (event.ctrlKey || this.marked.size || !this.input.value);
+    if (steps) this.moveTo(this.at + steps);
+    else if (event.key === "Enter") this.finish(this.chosen());
+    else if (marks && this.shown.length) this.mark(this.at);
+    else return;
+    event.preventDefault();
+  }
+
+  finish(names) {
+    const { resolve } = this;
+    this.resolve = () => {};
+    this.dialog.remove();
+    resolve(names);
+  }
+}

@@ -1,0 +1,118 @@
+// The rows value of Apply LoRAs and LoRA Stack: text in, rows out, and what a user does to them.
+//
+// A row is `{on, name, model, clip?, weighting?, sha256?, size?}`; fields that this version does not
+// know are kept. Rows are never changed in place: each function returns a new list.
+
+export const VERSION = 1;
+export const STRENGTH_LIMIT = 100; // as core's LoRA loaders
+const DECIMALS = 2;
+const TAG = /<lora:([^:<>]+)(?::([^:<>]*))?(?::([^:<>]*))?>/g;
+const EMPTY = /^\[\s*\]|\[\s*\]$/g; // what a fresh node holds may stand beside tags
+
+// Text as nodes/rows.py reads it: versioned JSON, a bare list, or `<lora:name:1:0.8>` lines.
+// Throws an Error in words for anything else, so that nobody's text is lost.
+export function parseRows(text) {
+  const value = text.trim().replace(EMPTY, "").trim();
+  if (!value) return [];
+  return /^[[{]/.test(value) ? rowsOfJson(value) : rowsOfTags(value);
+}
+
+export function writeRows(rows) {
+  return JSON.stringify({ version: VERSION, rows });
+}
+
+// One `<lora:name:model:clip>` a line; rows that are off and weightings are left out.
+export function writeTags(rows) {
+  return rows
+    .filter((row) => row.on)
+    .map((row) => `<lora:${row.name}:${row.model}:${row.clip ?? row.model}>`)
+    .join("\n");
+}
+
+export function newRow(name, fields = {}) {
+  return { on: true, name, model: 1, ...fields };
+}
+
+export function added(rows, more, at = rows.length) {
+  return [...rows.slice(0, at), ...more, ...rows.slice(at)];
+}
+
+export function removed(rows, index) {
+  return rows.filter((_, at) => at !== index);
+}
+
+export function duplicated(rows, index) {
+  return added(rows, [{ ...rows[index] }], index + 1);
+}
+
+export function moved(rows, from, to) {
+  const target = Math.min(Math.max(to, 0), rows.length - 1);
+  return added(removed(rows, from), [rows[from]], target);
+}
+
+// Fields given as `undefined` are taken off the row.
+export function changed(rows, index, fields) {
+  const entries = Object.entries({ ...rows[index], ...fields });
+  const row = Object.fromEntries(entries.filter(([, value]) => value !== undefined));
+  return rows.map((other, at) => (at === index ? row : other));
+}
+
+// All on, unless all are on already.
+export function toggledAll(rows) {
+  const on = !rows.every((row) => row.on);
+  return rows.map((row) => ({ ...row, on }));
+}
+
+// This row alone; all of them when it is alone already.
+export function soloed(rows, index) {
+  const alone = rows.every((row, at) => row.on === (at === index));
+  return rows.map((row, at) => ({ ...row, on: alone || at === index }));
+}
+
+// A strength within limits, without the dust of binary fractions; null when it is no number.
+export function readStrength(text) {
+  const number = typeof text === "number" ? text : Number(String(text).trim().replace(",", "."));
+  if (String(text).trim() === "" || !Number.isFinite(number)) return null;
+  const scale = 10 ** DECIMALS;
+  const rounded = Math.round(number * scale) / scale || 0; // no -0
+  return Math.min(Math.max(rounded, -STRENGTH_LIMIT), STRENGTH_LIMIT);
+}
+
+export function showStrength(value) {
+  return value.toFixed(DECIMALS);
+}
+
+function rowsOfJson(text) {
+  let data;
+  try {
+    data = JSON.parse(text);
+  } catch {
+    throw new Error("The rows are not JSON.");
+  }
+  if (!Array.isArray(data)) {
+    const version = data.version ?? VERSION;
+    if (version !== VERSION) throw new Error(`The rows were written by version ${version}.`);
+    data = data.rows ?? [];
+  }
+  if (!Array.isArray(data)) throw new Error("The rows are not a list.");
+  return data.map(checkedRow);
+}
+
+function checkedRow(item, index) {
+  if (typeof item?.name !== "string") throw new Error(`Row ${index + 1} has no name.`);
+  const row = newRow(item.name, item);
+  const wrong = ["model", "clip"].find((key) => row[key] != null && typeof row[key] !== "number");
+  if (wrong) throw new Error(`Row ${index + 1}: ${wrong} is not a number.`);
+  if (row.clip === null) delete row.clip;
+  return row;
+}
+
+function rowsOfTags(text) {
+  const rest = text.replace(TAG, "").replace(/[\s,]+/g, "");
+  if (rest) throw new Error(`Not understood: ${rest.slice(0, 40)}`);
+  return [...text.matchAll(TAG)].map(([tag, name, model, clip]) => {
+    const strengths = [model || "1", clip || model || "1"].map(readStrength);
+    if (strengths.includes(null)) throw new Error(`${tag}: the strength is not a number.`);
+    return newRow(name.trim(), { model: strengths[0], ...(clip ? { clip: strengths[1] } : {}) });
+  });
+}

@@ -1,0 +1,26 @@
+// What each file would do to a model, asked once per file and model.
+
+// `ask(query)` gives a promise of `{level, text, details}`.
+export class Verdicts {
+  constructor(ask) {
+    this.ask = ask;
+    this.known = new Map();
+  }
+
+  // A row that pins its file is judged by that file, wherever it lies.
+  of({ name, sha256, size }, checkpoint) {
+    const query = { name, sha256, size, ...checkpoint };
+    const key = JSON.stringify(query);
+    if (!this.known.has(key)) {
+      const answer = this.ask(query);
+      this.known.set(key, answer);
+      answer.catch(() => this.known.delete(key)); // a server that comes back is asked again
+    }
+    return this.known.get(key);
+  }
+
+  // Files may have changed.
+  forget() {
+    this.known.clear();
+  }
+}
