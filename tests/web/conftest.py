@@ -77,6 +77,7 @@ class Server:
     url: str
     object_info: dict
     loras: Path
+    checkpoints: Path
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +96,8 @@ def server(tmp_path_factory) -> Server:
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / PACK).symlink_to(REPOSITORY)
     (base / "models" / "loras").mkdir(parents=True)
+    checkpoints = base / "models" / "checkpoints"
+    checkpoints.mkdir()
     modules = [*unet_modules("sd15")[:8], *text_encoder_modules("sd15")[:2]]
     write_lora(base / "models" / "loras" / LORA, modules, HEADER, alpha=4.0)
     static = Path(frontend.origin).parent / "static"
@@ -105,7 +108,7 @@ def server(tmp_path_factory) -> Server:
         process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=output)
     try:
         info = wait_for_nodes(process, f"{url}{port}", log)
-        yield Server(f"{url}{port}", info, base / "models" / "loras")
+        yield Server(f"{url}{port}", info, base / "models" / "loras", checkpoints)
     finally:
         process.terminate()
         process.wait(30)

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import math
 
 import pytest
+
+from lora_workbench.lora_core.models.architectures import checkpoint_shapes
 
 from .conftest import LORA
 
@@ -23,6 +26,13 @@ SET = "(text) => { app.graph.nodes[0].widgets.find(({ name }) => name === 'rows'
 UNDO = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.undo()"
 RELOAD = "() => app.loadGraphData(JSON.parse(JSON.stringify(app.graph.serialize())))"
 OTHER = "inks/Blue Ink.safetensors"
+# A loader whose file the page does not list yet: the name in its widget is what counts.
+WITH_CHECKPOINT = """(name) => {
+    const loader = LiteGraph.createNode("CheckpointLoaderSimple")
+    app.graph.add(loader)
+    loader.widgets.find((widget) => widget.name === "ckpt_name").value = name
+    loader.connect(0, app.graph.nodes[0], 0)
+}"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,6 +42,18 @@ def _second_lora(server):
     path.parent.mkdir(exist_ok=True)
     path.write_bytes((server.loras / LORA).read_bytes() + b"")
     return path
+
+
+def header_only_checkpoint(path, base):
+    """A file of a base's names and shapes; its weights are a hole, no disk is used."""
+    header, end = {}, 0
+    for name, shape in checkpoint_shapes(base).items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
 
 
 class Editor:
@@ -224,6 +246,49 @@ def test_text_that_is_no_rows_stays_and_is_mended_by_hand(editor):
     editor.root.get_by_role("textbox", name="Rows as text").fill("<lora:a:0.5>")
     editor.page.keyboard.press("Tab")
     assert editor.rows == [{"on": True, "name": "a", "model": 0.5}]
+
+
+def test_rows_are_copied_as_tags_and_pasted_whole(editor):
+    row = {"name": "a", "model": 0.5, "clip": 0.25, "weighting": "IN=0", "on": True}
+    editor.rows = [row]
+    clipboard = """(paste) => {
+        const clipboardData = new DataTransfer()
+        const send = (kind) => document.activeElement.dispatchEvent(
+            new ClipboardEvent(kind, { clipboardData, bubbles: true, cancelable: true }))
+        if (paste !== null) clipboardData.setData("text/plain", paste)
+        else send("copy")
+        send("paste")
+        return clipboardData.getData("text/plain")
+    }"""
+    editor.button("Add LoRA").focus()
+    assert editor.page.evaluate(clipboard, None) == "<lora:a:0.5:0.25>"
+    assert editor.rows == [row, row]
+    editor.button("Add LoRA").focus()
+    editor.page.evaluate(clipboard, "<lora:b:0.1> <lora:c>")
+    assert editor.names == ["a", "a", "b", "c"]
+    editor.button("Add LoRA").focus()
+    editor.page.evaluate(clipboard, "no rows")
+    assert editor.names == ["a", "a", "b", "c"]
+
+
+def test_each_row_says_what_its_file_is_or_that_it_is_missing(editor):
+    editor.rows = named(LORA, "stile.safetensors")
+    editor.wait("() => document.querySelectorAll('.lw-verdict[data-level]').length === 2")
+    known, missing = editor.root.locator(".lw-verdict").all()
+    assert known.inner_text().startswith("Made for SD 1.5: lora, rank")
+    assert missing.get_attribute("data-level") == "wrong"
+    assert missing.inner_text() == "The LoRA file stile.safetensors is missing."
+    assert LORA in missing.get_attribute("title")  # the near match
+
+
+def test_the_verdict_is_about_the_model_upstream(editor, server):
+    """A checkpoint of SDXL's names, none of its weights: only the header is read."""
+    for family, level in (("sdxl", "wrong"), ("sd15", "ok")):
+        header_only_checkpoint(server.checkpoints / f"{family}.safetensors", family)
+        editor.page.evaluate(WITH_CHECKPOINT, f"{family}.safetensors")
+        editor.rows = named(LORA)
+        selector = f'.lw-verdict[data-level="{level}"]'
+        editor.wait(f"() => document.querySelector('{selector}')")
 
 
 def test_delete_in_a_field_does_not_delete_the_node(editor):

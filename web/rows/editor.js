@@ -3,6 +3,8 @@ import { element, iconButton } from "./element.js";
 import * as rowsOf from "./rows.js";
 import { strengthField } from "./strength_field.js";
 
+const JSON_TYPE = "application/json";
+
 // Args:
 //   host.pick(): a promise of file names to add.
 //   host.pin(name): a promise of `{size, sha256}` of a file.
@@ -18,6 +20,8 @@ export class RowEditor {
     // Keys of the list are not commands of the canvas (Delete would take the node away).
     for (const type of ["keydown", "keyup", "copy", "paste", "cut"])
       this.root.addEventListener(type, (event) => event.stopPropagation());
+    this.root.addEventListener("copy", (event) => this.onCopy(event));
+    this.root.addEventListener("paste", (event) => this.onPaste(event));
     this.list = element("ol", { class: "lw-list" });
     this.render();
   }
@@ -77,6 +81,24 @@ export class RowEditor {
     );
     this.host.onchange();
     this.host.onfinish();
+  }
+
+  // Tags for a prompt or a chat, and as JSON everything, for another of our nodes.
+  onCopy(event) {
+    if (isText(event.target) || !this.rows.length) return;
+    event.preventDefault();
+    event.clipboardData.setData("text/plain", rowsOf.writeTags(this.rows));
+    event.clipboardData.setData(JSON_TYPE, rowsOf.writeRows(this.rows));
+  }
+
+  // Rows in either form are added at the end; other text is left alone.
+  onPaste(event) {
+    if (isText(event.target) || this.unreadable) return;
+    const text = event.clipboardData.getData(JSON_TYPE) || event.clipboardData.getData("text/plain");
+    const pasted = rowsIn(text);
+    if (!pasted.length) return;
+    event.preventDefault();
+    this.update(rowsOf.added(this.rows, pasted), [this.rows.length, "model"]);
   }
 
   // Ask anew what each file would do: another model may be connected.
@@ -276,6 +298,18 @@ export class RowEditor {
     const told = element("p", { class: "lw-verdict", role: "alert" }, this.unreadable.message);
     told.dataset.level = "wrong";
     return element("div", {}, told, box);
+  }
+}
+
+function isText({ tagName, type }) {
+  return tagName === "TEXTAREA" || (tagName === "INPUT" && type === "text");
+}
+
+function rowsIn(text) {
+  try {
+    return rowsOf.parseRows(text);
+  } catch {
+    return []; // somebody's other text
   }
 }
 

@@ -23,7 +23,7 @@ class Picker {
 
   open() {
     this.input = element("input", {
-      type: "search",
+      type: "text", // Escape would only clear a search field
       class: "lw-search",
       placeholder: "Search LoRAs",
       "aria-label": "Search LoRAs",
@@ -92,7 +92,7 @@ class Picker {
     this.list.replaceChildren(...this.shown.map((name, index) => this.option(name, index)));
     const more = names.length > this.shown.length && this.shown.length === SHOWN;
     this.told.textContent = this.names.length
-      ? `${this.shown.length}${more ? ` of ${names.length}` : ""} files; Space marks several`
+      ? `${this.shown.length}${more ? ` of ${names.length}` : ""} found; Space marks several`
       : "There are no files in the LoRA folders.";
     this.moveTo(at);
   }
