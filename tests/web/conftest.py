@@ -30,7 +30,11 @@ CHROMIUM_ARGUMENTS = [
 ]
 PACK = "ComfyUI-LoRA-Workbench"
 LORA = "style.safetensors"
-HEADER = {"modelspec.title": "Ink of the tests", "ss_network_module": "networks.lora"}
+HEADER = {
+    "modelspec.title": "Ink of the tests",
+    "ss_network_module": "networks.lora",
+    "ss_tag_frequency": '{"5_ink": {"ink wash": 9, "paper": 2}}',
+}
 SECONDS_TO_START = 240  # 20 on an idle machine
 READY = """() => Boolean(window.app && window.LiteGraph && app.extensionManager)
     && Object.keys(LiteGraph.registered_node_types).length > 300"""

@@ -8,7 +8,7 @@ import pytest
 
 from lora_workbench.lora_core.models.architectures import checkpoint_shapes
 
-from .conftest import LORA
+from .conftest import HEADER, LORA
 
 FRESH = """async (kind) => {
     app.graph.clear()
@@ -21,8 +21,26 @@ FRESH = """async (kind) => {
     app.graph.setDirtyCanvas(true, true)
     app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()
 }"""
-VALUE = "() => app.graph.nodes[0].widgets.find(({ name }) => name === 'rows').value"
-SET = "(text) => { app.graph.nodes[0].widgets.find(({ name }) => name === 'rows').value = text }"
+WIDGET = """app.graph.nodes.find(({ type }) => type === 'LoraWorkbenchApply')
+    .widgets.find(({ name }) => name === 'rows')"""
+VALUE = f"() => {WIDGET}.value"
+SET = f"(text) => {{ {WIDGET}.value = text }}"
+STACK_VALUE = VALUE.replace("LoraWorkbenchApply", "LoraWorkbenchStack")
+ANOTHER_STACK = """(name) => {
+    const node = LiteGraph.createNode("LoraWorkbenchStack")
+    node.pos = [900, 60]
+    app.graph.add(node)
+    node.widgets.find((widget) => widget.name === "rows").value = JSON.stringify([{ name }])
+}"""
+A_PROMPT = """() => {
+    const node = LiteGraph.createNode("CLIPTextEncode")
+    node.pos = [900, 60]
+    app.graph.add(node)
+    node.widgets[0].value = "a boat, "
+}"""
+PROMPT_TEXT = (
+    """() => app.graph.nodes.find(({ type }) => type === 'CLIPTextEncode').widgets[0].value"""
+)
 UNDO = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.undo()"
 RELOAD = "() => app.loadGraphData(JSON.parse(JSON.stringify(app.graph.serialize())))"
 OTHER = "inks/Blue Ink.safetensors"
@@ -31,7 +49,7 @@ WITH_CHECKPOINT = """(name) => {
     const loader = LiteGraph.createNode("CheckpointLoaderSimple")
     app.graph.add(loader)
     loader.widgets.find((widget) => widget.name === "ckpt_name").value = name
-    loader.connect(0, app.graph.nodes[0], 0)
+    loader.connect(0, app.graph.nodes.find(({ type }) => type === "LoraWorkbenchApply"), 0)
 }"""
 
 
@@ -103,6 +121,7 @@ class Editor:
 def editor(shown):
     made = Editor(shown)
     yield made
+    shown.page.evaluate("() => document.querySelector('dialog[open]')?.close()")
     assert shown.errors == []
 
 
@@ -291,6 +310,43 @@ def test_the_verdict_is_about_the_model_upstream(editor, server):
         editor.wait(f"() => document.querySelector('{selector}')")
 
 
+def test_a_file_s_details_and_its_words_for_a_prompt(editor):
+    editor.rows = named(LORA)
+    editor.page.evaluate(A_PROMPT)
+    editor.root.get_by_role("button", name="style", exact=True).click()
+    dialog = editor.page.get_by_role("dialog", name=LORA)
+    dialog.get_by_role("heading", name=HEADER["modelspec.title"]).wait_for()
+    text = dialog.inner_text()
+    assert "SD 1.5" in text
+    assert "kohya" in text
+    dialog.get_by_role("combobox", name="Words go to").select_option(index=1)
+    dialog.get_by_role("button", name="ink wash 9").click()
+    dialog.get_by_role("button", name="paper 2").click()
+    assert editor.page.evaluate(PROMPT_TEXT) == "a boat, ink wash, paper"
+    dialog.get_by_text("Metadata").click()
+    assert "networks.lora" in dialog.inner_text()
+    editor.page.keyboard.press("Escape")
+    dialog.wait_for(state="detached")
+
+
+def test_a_missing_file_is_replaced_in_the_whole_workflow(editor):
+    editor.rows = [*named("old/stile.safetensors"), {"name": "old/stile.safetensors", "on": False}]
+    editor.page.evaluate(ANOTHER_STACK, "old/stile.safetensors")
+    editor.root.first.get_by_role("button", name="stile", exact=True).first.click()
+    dialog = editor.page.get_by_role("dialog", name="old/stile.safetensors")
+    assert "missing" in dialog.get_by_role("alert").inner_text()
+    editor.frontend.errors.clear()  # the browser tells of the 404 that was asked for
+    dialog.get_by_role("button", name="Use another file").click()
+    search = editor.page.get_by_role("combobox", name="Search LoRAs")
+    assert search.input_value() == "stile"
+    search.fill("style")
+    editor.page.keyboard.press("Enter")
+    editor.wait(f"() => ({VALUE})().split('sha256').length === 3")
+    assert [(row["name"], row["on"]) for row in editor.rows] == [(LORA, True), (LORA, False)]
+    editor.wait(f"() => ({STACK_VALUE})().includes('sha256')")
+    assert json.loads(editor.page.evaluate(STACK_VALUE))["rows"][0]["name"] == LORA
+
+
 def test_delete_in_a_field_does_not_delete_the_node(editor):
     editor.rows = named("a")
     editor.strength("a").focus()
@@ -302,6 +358,7 @@ def test_delete_in_a_field_does_not_delete_the_node(editor):
 
 def test_the_stack_node_has_the_same_editor(shown):
     editor = Editor(shown, "LoraWorkbenchStack")
-    editor.rows = named("a")
-    editor.button("Duplicate a").click()
-    assert editor.names == ["a", "a"]
+    editor.button("Add LoRA").click()
+    editor.page.locator(".lw-found li").first.click()
+    editor.wait(f"() => ({STACK_VALUE})().includes('sha256')")
+    assert len(json.loads(editor.page.evaluate(STACK_VALUE))["rows"]) == 1

@@ -1,8 +1,10 @@
 // The row editor on Apply LoRAs and LoRA Stack, in place of the text box of their input `rows`.
+import { showDetails } from "../rows/details.js";
 import { RowEditor } from "../rows/editor.js";
 import { pickLoras } from "../rows/picker.js";
 import { checkpointOf } from "../rows/upstream.js";
 import { Verdicts } from "../rows/verdicts.js";
+import { withWord } from "../rows/words.js";
 import { ask, previewAddress } from "../server.js";
 import { scrollOrZoom } from "../wheel.js";
 
@@ -11,6 +13,7 @@ const INPUT = "rows";
 const WIDGET = "LORA_WORKBENCH_ROWS";
 const [LEAST, MOST] = [110, 420]; // height of the list in the canvas's pixels
 const WIDTH = 440;
+const editors = new WeakMap(); // by node
 const verdicts = new Verdicts((query) => ask("verdict", query));
 
 export const rows = {
@@ -33,7 +36,8 @@ export const rows = {
 
 function rowsWidget(app, node, name, [, { default: initial }]) {
   const editor = new RowEditor({
-    pick: () => pickLoras(ask("loras").then(({ loras }) => loras), previewAddress),
+    pick,
+    details: (row) => showDetails(row, detailsHost(app)),
     pin: (lora) => ask("pin", { name: lora }),
     verdict: (row) => verdicts.of(row, checkpointOf(node)),
     onchange: () => fit(node, widget),
@@ -45,6 +49,7 @@ function rowsWidget(app, node, name, [, { default: initial }]) {
     setValue: (text) => (editor.value = text),
     getMinHeight: height,
   });
+  editors.set(node, editor);
   scrollOrZoom(editor.root, app);
   widget.value = initial;
   const { onConnectionsChange } = node;
@@ -54,6 +59,53 @@ function rowsWidget(app, node, name, [, { default: initial }]) {
   };
   node.setSize([Math.max(node.size[0], WIDTH), node.size[1]]);
   return widget;
+}
+
+function detailsHost(app) {
+  return {
+    facts: ({ name, sha256, size }) => ask("lora", { name, sha256, size }),
+    preview: previewAddress,
+    targets: () => wordTargets(app),
+    relink: ({ name }) => relink(app, name),
+  };
+}
+
+function pick(query) {
+  return pickLoras(
+    ask("loras").then(({ loras }) => loras),
+    previewAddress,
+    query,
+  );
+}
+
+// Every node of the workflow that has rows with this file gets the other one.
+async function relink(app, name) {
+  const [other] = await pick(baseName(name));
+  if (!other) return;
+  const root = app.rootGraph ?? app.graph;
+  for (const graph of [root, ...(root.subgraphs?.values() ?? [])])
+    for (const node of graph.nodes) editors.get(node)?.replace(name, other);
+}
+
+function baseName(name) {
+  return name.split(/[\\/]/).at(-1).replace(/\.[^.]+$/, "");
+}
+
+// Where a word can go: to the end of a text on the shown graph, or to the clipboard.
+function wordTargets(app) {
+  const texts = app.canvas.graph.nodes.flatMap((node) =>
+    (node.widgets ?? [])
+      .filter(({ type }) => type === "customtext")
+      .map((widget) => ({
+        label: `${node.title} (${node.id}): ${widget.name}`,
+        isChosen: Boolean(app.canvas.selected_nodes?.[node.id]),
+        take: (word) => {
+          widget.value = withWord(widget.value, word);
+          rememberForUndo(app);
+        },
+      })),
+  );
+  return [{ label: "the clipboard", take: (word) => navigator.clipboard.writeText(word) }, ...texts];
 }
 
 function fit(node, widget) {

@@ -9,6 +9,7 @@ const JSON_TYPE = "application/json";
 //   host.pick(): a promise of file names to add.
 //   host.pin(name): a promise of `{size, sha256}` of a file.
 //   host.verdict(row): a promise of `{level, text, details}`.
+//   host.details(row): show what a row's file is; a promise, kept once that is closed.
 //   host.onchange(): called after each change of the value.
 //   host.onfinish(): called once a change is complete, for undo.
 export class RowEditor {
@@ -101,6 +102,14 @@ export class RowEditor {
     this.update(rowsOf.added(this.rows, pasted), [this.rows.length, "model"]);
   }
 
+  // Another file in the place of one, in every row that names it; the pin is the new file's.
+  replace(name, other) {
+    const swapped = ({ sha256, size, ...row }) => ({ ...row, name: other });
+    if (!this.rows.some((row) => row.name === name)) return;
+    this.update(this.rows.map((row) => (row.name === name ? swapped(row) : row)));
+    this.pin(other);
+  }
+
   // Ask anew what each file would do: another model may be connected.
   refreshVerdicts() {
     this.rows.forEach((row, index) => this.showVerdict(row, this.list.children[index]));
@@ -153,7 +162,17 @@ export class RowEditor {
         { class: "lw-line" },
         this.handle(row, index),
         on,
-        element("span", { class: "lw-name", title: name }, shortName(name)),
+        element(
+          "button",
+          {
+            type: "button",
+            class: "lw-name",
+            title: `${name}: what it is`,
+            "data-field": "name",
+            onclick: () => this.host.details(this.rows[index]),
+          },
+          shortName(name),
+        ),
         this.strength(row, index, "model"),
         row.clip === undefined ? null : this.strength(row, index, "clip"),
         this.fieldButton("C", `CLIP strength of ${name} by itself`, row.clip !== undefined, () =>

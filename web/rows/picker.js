@@ -1,13 +1,14 @@
 // A dialog to choose LoRA files: type to search, arrows and Enter, several at once with Space.
+import { openDialog } from "./dialog.js";
 import { element } from "./element.js";
 import { foldersOf, search } from "./search.js";
 
 const SHOWN = 200;
 
 // Gives the chosen names, [] when the dialog is closed. `files` is a promise of `[{name}]`;
-// `preview(name)` the address of its picture.
-export function pickLoras(files, preview) {
-  return new Promise((resolve) => new Picker(files, preview, resolve).open());
+// `preview(name)` the address of its picture; `query` what is searched for at first.
+export function pickLoras(files, preview, query = "") {
+  return new Promise((resolve) => new Picker(files, preview, resolve).open(query));
 }
 
 class Picker {
@@ -17,14 +18,16 @@ class Picker {
     this.resolve = resolve;
     this.byName = new Map();
     this.marked = new Set();
+    this.taken = [];
     this.shown = [];
     this.at = 0;
   }
 
-  open() {
+  open(query) {
     this.input = element("input", {
       type: "text", // Escape would only clear a search field
       class: "lw-search",
+      value: query,
       placeholder: "Search LoRAs",
       "aria-label": "Search LoRAs",
       role: "combobox",
@@ -53,22 +56,16 @@ class Picker {
       { type: "button", class: "lw-add", onclick: () => this.finish(this.chosen()) },
       "Add",
     );
-    this.dialog = element(
-      "dialog",
-      { class: "lw-picker", "aria-label": "Add LoRAs", onclose: () => this.finish([]) },
+    this.dialog = openDialog(
+      "Add LoRAs",
+      () => this.resolve([...this.taken]),
       element("div", { class: "lw-searchline" }, this.input, this.folder),
       this.list,
       element("div", { class: "lw-searchline" }, this.told, this.add),
     );
-    // The canvas takes keys and pastes of the whole page for its own.
-    for (const type of ["keydown", "keyup", "paste", "copy"])
-      this.dialog.addEventListener(type, (event) => event.stopPropagation());
-    this.dialog.addEventListener("pointerdown", (event) => {
-      if (event.target === this.dialog) this.finish([]);
-    });
-    document.body.append(this.dialog);
-    this.dialog.showModal();
+    this.dialog.classList.add("lw-picker");
     this.input.focus();
+    this.input.select();
     this.files.then(
       (files) => this.fill(files),
       (error) => (this.told.textContent = error.message),
@@ -152,9 +149,7 @@ class Picker {
   }
 
   finish(names) {
-    const { resolve } = this;
-    this.resolve = () => {};
-    this.dialog.remove();
-    resolve(names);
+    this.taken = names;
+    this.dialog.close();
   }
 }

@@ -1,0 +1,109 @@
+// What a file is: picture, facts, the words it was trained with, and its metadata.
+import { openDialog } from "./dialog.js";
+import { element } from "./element.js";
+
+const MEGABYTE = 1e6;
+
+// Args:
+//   row: the row whose file is shown.
+//   host.facts(row): a promise of the facts of its file.
+//   host.preview(name): the address of its picture.
+//   host.targets(): where a word can go, as `[{label, isChosen, take(word)}]`.
+//   host.relink(row): choose another file for the row, wherever it is used.
+// Gives a promise that is kept once the dialog is closed.
+export function showDetails(row, host) {
+  return new Promise((resolve) => {
+    const body = element("div", { class: "lw-details" }, "Reading the file ...");
+    const close = element("button", { type: "button", onclick: () => dialog.close() }, "Close");
+    const replace = element(
+      "button",
+      {
+        type: "button",
+        onclick: () => {
+          dialog.close();
+          host.relink(row);
+        },
+      },
+      "Use another file ...",
+    );
+    const buttons = element("div", { class: "lw-searchline lw-end" }, replace, close);
+    const dialog = openDialog(row.name, resolve, body, buttons);
+    host.facts(row).then(
+      (facts) => body.replaceChildren(...content(facts, host)),
+      (error) => body.replaceChildren(element("h2", {}, row.name), told(error)),
+    );
+    close.focus();
+  });
+}
+
+function* content(facts, host) {
+  yield element("h2", {}, facts.title || facts.name);
+  if (facts.preview)
+    yield element("img", { class: "lw-picture", alt: "", src: host.preview(facts.name) });
+  yield table(Object.entries(inWords(facts)));
+  if (facts.words.length) yield* words(facts.words, host);
+  if (facts.notes) yield element("pre", { class: "lw-notes" }, facts.notes);
+  const metadata = Object.entries(facts.metadata);
+  if (metadata.length) {
+    const summary = element("summary", {}, `Metadata (${metadata.length})`);
+    yield element("details", {}, summary, table(metadata));
+  }
+}
+
+function inWords({ name, size, kinds, ranks, formats, bases, has_text_encoder, problem }) {
+  const counted = Object.entries(kinds).map(([kind, count]) => `${count} ${kind}`);
+  const [best] = bases;
+  const known = {
+    File: name,
+    Size: `${(size / MEGABYTE).toFixed(1)} MB`,
+    Base: best ? `${best.label}: ${best.used} of ${best.of} tensors` : "unknown",
+    Modules: counted.join(", "),
+    Rank: ranks.join(", "),
+    Names: formats.join(", "),
+    "Text encoder": has_text_encoder ? "yes" : "no part of it",
+    Problem: problem,
+  };
+  return Object.fromEntries(Object.entries(known).filter(([, value]) => value));
+}
+
+function* words(list, host) {
+  const status = element("p", { class: "lw-told", role: "status" });
+  const targets = host.targets();
+  const options = targets.map(({ label, isChosen }, index) =>
+    element("option", { value: index, selected: isChosen }, label),
+  );
+  const target = element("select", { class: "lw-folder", "aria-label": "Words go to" }, ...options);
+  const use = async (word) => {
+    const { label, take } = targets[target.value];
+    try {
+      await take(word);
+      status.textContent = `Added to ${label}: ${word}`;
+    } catch {
+      status.textContent = `This page may not use the clipboard. The word is: ${word}`;
+    }
+  };
+  const buttons = list.map(({ word, count }) =>
+    element(
+      "button",
+      { type: "button", class: "lw-word", onclick: () => use(word) },
+      word,
+      count ? element("span", { class: "lw-dim" }, ` ${count}`) : null,
+    ),
+  );
+  yield element("h3", {}, "Trained words");
+  yield element("label", { class: "lw-dim" }, "A click adds a word to ", target);
+  yield element("div", { class: "lw-words" }, ...buttons);
+  yield status;
+}
+
+function table(entries) {
+  const rows = entries.map(([name, value]) =>
+    element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, String(value))),
+  );
+  return element("table", {}, ...rows);
+}
+
+function told(error) {
+  const facts = Object.entries(error.facts ?? {});
+  return element("div", { role: "alert" }, error.message, facts.length ? table(facts) : null);
+}
