@@ -6,6 +6,7 @@ import { checkpointOf } from "../rows/upstream.js";
 import { Verdicts } from "../rows/verdicts.js";
 import { withWord } from "../rows/words.js";
 import { ask, previewAddress } from "../server.js";
+import { rememberForUndo } from "../undo.js";
 import { scrollOrZoom } from "../wheel.js";
 
 const NODES = ["LoraWorkbenchApply", "LoraWorkbenchStack"];
@@ -115,9 +116,4 @@ function fit(node, widget) {
     node.setDirtyCanvas(true, true);
     widget.callback?.(widget.value);
   });
-}
-
-function rememberForUndo(app) {
-  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
-  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
 }

@@ -1,0 +1,102 @@
+"""LoRA nodes of core and other packs become Apply LoRAs on the canvas, in one step of undo."""
+
+import json
+
+import pytest
+
+from ..workflow_examples import canvas, node
+from .conftest import LORA
+
+CONVERT = "() => app.extensionManager.command.execute('LoraWorkbench.ConvertLoras')"
+UNDO = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.undo()"
+TYPES = "() => app.graph.nodes.map(({ type }) => type)"
+CHECKPOINT = node(1, "CheckpointLoaderSimple", outputs=["MODEL", "CLIP", "VAE"], values=["c"])
+MODEL_AND_CLIP = ["MODEL", "CLIP"]
+CHAIN = canvas(
+    CHECKPOINT,
+    node(
+        2,
+        "LoraLoader",
+        inputs=[("model", "MODEL", (1, 0)), ("clip", "CLIP", (1, 1))],
+        outputs=MODEL_AND_CLIP,
+        values=[LORA, 0.8, 0.5],
+    ),
+    node(
+        3,
+        "LoraLoaderModelOnly",
+        inputs=[("model", "MODEL", (2, 0))],
+        outputs=["MODEL"],
+        values=[LORA, 0.3],
+    ),
+    node(
+        4,
+        "ModelMergeSimple",
+        inputs=[("model1", "MODEL", (3, 0)), ("model2", "MODEL", (3, 0))],
+        outputs=["MODEL"],
+        values=[1],
+    ),
+)
+POWER_LOADER = canvas(
+    CHECKPOINT,
+    node(
+        2,
+        "Power Lora Loader (rgthree)",
+        inputs=[("model", "MODEL", (1, 0)), ("clip", "CLIP", (1, 1))],
+        outputs=MODEL_AND_CLIP,
+        values=[
+            {},
+            {"type": "PowerLoraLoaderHeaderWidget"},
+            {"on": True, "lora": LORA, "strength": 0.8, "strengthTwo": 0.25},
+            {"on": False, "lora": "inks/other.pt", "strength": 1.5, "strengthTwo": None},
+            {},
+            "",
+        ],
+    ),
+    node(
+        3,
+        "CLIPTextEncode",
+        inputs=[("clip", "CLIP", (2, 1))],
+        outputs=["CONDITIONING"],
+        values=["a boat"],
+    ),
+)
+
+
+@pytest.fixture
+def converted(shown):
+    """Shows a workflow, converts it, and gives the page and the nodes of the prompt by class."""
+
+    def convert(workflow):
+        shown.prompt(workflow)
+        shown.page.evaluate(CONVERT)
+        shown.page.wait_for_timeout(500)
+        sent, _ = shown.current_prompt()
+        return shown.page, {entry["class_type"]: entry["inputs"] for entry in sent.values()}
+
+    yield convert
+    shown.page.evaluate("() => document.querySelector('.p-dialog-close-button')?.click()")
+    assert shown.errors == []
+
+
+def rows_of(inputs):
+    rows = json.loads(inputs["rows"])["rows"]
+    return [(row["name"], row["on"], row["model"], row.get("clip")) for row in rows]
+
+
+def test_a_chain_of_core_loaders_is_one_node_and_one_undo_brings_it_back(converted):
+    page, sent = converted(CHAIN)
+    assert "LoraLoader" not in sent
+    apply = sent["LoraWorkbenchApply"]
+    assert rows_of(apply) == [(LORA, True, 0.8, 0.5), (LORA, True, 0.3, 0)]
+    assert apply["model"] == ["1", 0]
+    page.evaluate(UNDO)
+    page.wait_for_timeout(500)
+    assert sorted(page.evaluate(TYPES)) == sorted(item["type"] for item in CHAIN["nodes"])
+
+
+def test_a_loader_whose_pack_is_missing_is_converted_from_its_values(converted):
+    _, sent = converted(POWER_LOADER)
+    apply = sent["LoraWorkbenchApply"]
+    assert rows_of(apply) == [(LORA, True, 0.8, 0.25), ("inks/other.pt", False, 1.5, None)]
+    assert (apply["model"], apply["clip"]) == (["1", 0], ["1", 1])
+    assert sent["CLIPTextEncode"]["clip"] == ["2", 1]
