@@ -100,3 +100,30 @@ def test_a_loader_whose_pack_is_missing_is_converted_from_its_values(converted):
     assert rows_of(apply) == [(LORA, True, 0.8, 0.25), ("inks/other.pt", False, 1.5, None)]
     assert (apply["model"], apply["clip"]) == (["1", 0], ["1", 1])
     assert sent["CLIPTextEncode"]["clip"] == ["2", 1]
+
+
+def test_published_workflows_keep_their_loras_in_order(converted, shared_data):
+    """Those of ComfyUI's examples; the API form beside each says what its loaders load."""
+    for name in ("lora", "lora_multiple"):
+        stem = shared_data / "workflows" / f"ComfyUI_examples__{name}"
+        wanted = [
+            (i["lora_name"], i["strength_model"], i["strength_clip"])
+            for i in in_order(json.loads(stem.with_suffix(".api.json").read_text()))
+        ]
+        page, sent = converted(json.loads(stem.with_suffix(".ui.json").read_text()))
+        assert "LoraLoader" not in page.evaluate(TYPES)
+        found = [
+            (lora, model, model if clip is None else clip)
+            for lora, _, model, clip in rows_of(sent["LoraWorkbenchApply"])
+        ]
+        assert found == wanted
+
+
+def in_order(prompt):
+    """Inputs of the LoraLoader nodes, from the checkpoint on."""
+    loaders = {k: v["inputs"] for k, v in prompt.items() if v["class_type"] == "LoraLoader"}
+    chain, at = [], next(k for k, v in loaders.items() if v["model"][0] not in loaders)
+    while at is not None:
+        chain.append(loaders[at])
+        at = next((k for k, v in loaders.items() if v["model"][0] == at), None)
+    return chain
