@@ -154,9 +154,9 @@ def test_several_files_are_added_by_keyboard_alone(editor):
     press("ArrowDown")
     press("Space")
     press("Enter")
+    focused = "document.activeElement.getAttribute('aria-label')"
+    editor.wait(f"() => {focused} === 'Strength of {OTHER}'")  # ready to type
     assert editor.names == [OTHER, LORA]
-    focused = "() => document.activeElement.getAttribute('aria-label')"
-    assert editor.page.evaluate(focused) == f"Strength of {OTHER}"  # ready to type
     for key in ("ArrowUp", "ArrowUp", "Shift+ArrowDown"):
         press(key)
     assert editor.rows[0]["model"] == 1.09

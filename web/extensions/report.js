@@ -3,6 +3,7 @@
 // The box is never saved: a workflow opens with it empty, and neither the workflow's widget values
 // nor the API prompt hold it.
 
+import { keepShown } from "../keep_shown.js";
 import { scrollOrZoom } from "../wheel.js";
 
 const PREFIX = "LoraWorkbench";
@@ -39,6 +40,7 @@ function addBox(node, app) {
   box.spellcheck = false;
   box.placeholder = "After a run: what happened";
   scrollOrZoom(box, app);
+  keepShown(node, NAME, box);
   const widget = node.addDOMWidget(NAME, NAME, box, {
     serialize: false, // not into the API prompt
     getValue: () => box.value,

@@ -2,6 +2,7 @@
 import { showDetails } from "../rows/details.js";
 import { RowEditor } from "../rows/editor.js";
 import { pickLoras } from "../rows/picker.js";
+import { keepShown } from "../keep_shown.js";
 import { checkpointOf } from "../rows/upstream.js";
 import { Verdicts } from "../rows/verdicts.js";
 import { withWord } from "../rows/words.js";
@@ -52,6 +53,7 @@ function rowsWidget(app, node, name, [, { default: initial }]) {
   });
   editors.set(node, editor);
   scrollOrZoom(editor.root, app);
+  keepShown(node, name, editor.root);
   widget.value = initial;
   const { onConnectionsChange } = node;
   node.onConnectionsChange = function () {
