@@ -11,7 +11,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 REQUIREMENTS := pyproject.toml constraints.txt tests/comfy/requirements.txt tests/web/requirements.txt
 
-.PHONY: demo test test-comfy check fuzz bench
+.PHONY: demo test test-comfy test-frontends check fuzz bench
 
 demo: $(INSTALLED)
 	$(BIN)/lora-workbench demo $(REAL_FILES:%=--real-files %)
@@ -27,6 +27,13 @@ test: $(INSTALLED)
 # make test-comfy COMFYUI_PATH=~/ComfyUI runs the same tests in that ComfyUI.
 test-comfy: $(INSTALLED)
 	COMFYUI_PATH="$(COMFYUI_PATH)" $(BIN)/pytest tests/comfy
+
+# The canvas in the oldest frontend we serve and in the newest one there is.
+test-frontends: $(INSTALLED)
+	set -e; for version in ==1.27.10 ""; do \
+		$(BIN)/python -m pip install -qq --upgrade --no-deps --target ".cache/frontend$$version" "comfyui-frontend-package$$version"; \
+		PYTHONPATH=".cache/frontend$$version" COMFYUI_PATH="$(COMFYUI_PATH)" $(BIN)/pytest tests/web/test_rows.py tests/web/test_convert.py; \
+	done
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

@@ -59,6 +59,8 @@ RUN = """async () => {
     await app.queuePrompt(0, 1)
     await finished
 }"""
+VERSION = "() => window.__COMFYUI_FRONTEND_VERSION__"
+NODES_2_SINCE = (1, 32)
 NODES_2 = "async (on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
 EVERY_NODE = """async (names) => {
     app.graph.clear()
@@ -198,6 +200,9 @@ def frontend(server) -> Frontend:
 @pytest.fixture(params=[False, True], ids=["classic", "nodes 2.0"])
 def shown(request, frontend):
     """The frontend in one of its renderers; afterwards as it was."""
+    version = tuple(map(int, frontend.page.evaluate(VERSION).split(".")[:2]))
+    if request.param and version < NODES_2_SINCE:
+        pytest.skip("this frontend has no Nodes 2.0")
     frontend.choose_renderer(request.param)
     yield frontend
     frontend.choose_renderer(False)

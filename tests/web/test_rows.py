@@ -19,7 +19,9 @@ FRESH = """async (kind) => {
     app.canvas.ds.scale = 1
     app.canvas.ds.offset = [0, 0]
     app.graph.setDirtyCanvas(true, true)
-    app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()
+    const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker
+    if (tracker.captureCanvasState) tracker.captureCanvasState()
+    else tracker.checkState()  // the name in 1.27
 }"""
 WIDGET = """app.graph.nodes.find(({ type }) => type === 'LoraWorkbenchApply')
     .widgets.find(({ name }) => name === 'rows')"""
