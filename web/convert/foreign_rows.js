@@ -2,7 +2,7 @@
 //
 // Layouts as the packs' own nodes save them; a node whose pack is missing keeps its values too.
 
-import { newRow, readStrength } from "../rows/rows.js";
+import { newRow, readNumber } from "../rows/rows.js";
 
 const NOTHING = ["", "None", "none", "NONE"];
 
@@ -29,9 +29,9 @@ export function rowsOfNode({ type, widgets_values: values }) {
 
 function row(name, model, clip, on = true) {
   if (typeof name !== "string" || NOTHING.includes(name)) return null;
-  const strength = readStrength(model ?? 1) ?? 1;
+  const strength = readNumber(model ?? 1) ?? 1;
   const fields = { on: Boolean(on), model: strength };
-  const own = clip == null ? null : readStrength(clip);
+  const own = clip == null ? null : readNumber(clip);
   return newRow(name, own === null || own === strength ? fields : { ...fields, clip: own });
 }
 

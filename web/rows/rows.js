@@ -69,17 +69,26 @@ export function soloed(rows, index) {
   return rows.map((row, at) => ({ ...row, on: alone || at === index }));
 }
 
-// A strength within limits, without the dust of binary fractions; null when it is no number.
+// A number as it was written, to the last digit; null when it is none.
+export function readNumber(text) {
+  if (typeof text === "number") return Number.isFinite(text) ? text : null;
+  const trimmed = String(text).trim();
+  const number = Number(trimmed.replace(",", "."));
+  return trimmed === "" || !Number.isFinite(number) ? null : number;
+}
+
+// What a user sets: a strength within limits, without the dust of binary fractions; null when it is no number.
 export function readStrength(text) {
-  const number = typeof text === "number" ? text : Number(String(text).trim().replace(",", "."));
-  if (String(text).trim() === "" || !Number.isFinite(number)) return null;
+  const number = readNumber(text);
+  if (number === null) return null;
   const scale = 10 ** DECIMALS;
   const rounded = Math.round(number * scale) / scale || 0; // no -0
   return Math.min(Math.max(rounded, -STRENGTH_LIMIT), STRENGTH_LIMIT);
 }
 
 export function showStrength(value) {
-  return value.toFixed(DECIMALS);
+  const shown = value.toFixed(DECIMALS);
+  return Number(shown) === value ? shown : String(value); // what a file says is shown whole
 }
 
 function rowsOfJson(text) {
@@ -89,6 +98,7 @@ function rowsOfJson(text) {
   } catch {
     throw new Error("The rows are not JSON.");
   }
+  data = data.__value__ ?? data; // as API clients wrap a list
   if (!Array.isArray(data)) {
     const version = data.version ?? VERSION;
     if (version !== VERSION) throw new Error(`The rows were written by version ${version}.`);
@@ -103,7 +113,7 @@ function checkedRow(item, index) {
   const row = newRow(item.name, item);
   const wrong = ["model", "clip"].find((key) => row[key] != null && typeof row[key] !== "number");
   if (wrong) throw new Error(`Row ${index + 1}: ${wrong} is not a number.`);
-  if (row.clip === null) delete row.clip;
+  for (const key of ["clip", "weighting", "sha256", "size"]) if (row[key] === null) delete row[key];
   return row;
 }
 
@@ -111,7 +121,7 @@ function rowsOfTags(text) {
   const rest = text.replace(TAG, "").replace(/[\s,]+/g, "");
   if (rest) throw new Error(`Not understood: ${rest.slice(0, 40)}`);
   return [...text.matchAll(TAG)].map(([tag, name, model, clip]) => {
-    const strengths = [model || "1", clip || model || "1"].map(readStrength);
+    const strengths = [model || "1", clip || model || "1"].map(readNumber);
     if (strengths.includes(null)) throw new Error(`${tag}: the strength is not a number.`);
     return newRow(name.trim(), { model: strengths[0], ...(clip ? { clip: strengths[1] } : {}) });
   });

@@ -11,6 +11,7 @@ const briefly = (rows) => rows.map(({ name, model, clip, on }) => [name, model, 
 test("rows of each pack's saved values", () => {
   const cases = [
     ["LoraLoader", ["a.pt", 0.8, 0.5], [["a.pt", 0.8, 0.5, true]]],
+    ["LoraLoader", ["a.pt", 0.125, 0.375], [["a.pt", 0.125, 0.375, true]]],
     ["LoraLoaderModelOnly", ["a.pt", 0.8], [["a.pt", 0.8, 0, true]]],
     [
       "Power Lora Loader (rgthree)",

@@ -28,6 +28,17 @@ test("what is written is read back, unknown fields too", () => {
   assert.deepEqual(rows.parseRows(rows.writeRows(list)), list);
 });
 
+test("strengths of a file stay as they are, and are shown whole", () => {
+  assert.equal(rows.parseRows("<lora:a:0.125:-0.0625>")[0].model, 0.125);
+  assert.equal(rows.parseRows("<lora:a:0.125:-0.0625>")[0].clip, -0.0625);
+  assert.deepEqual([0.125, 0.5, 1].map(rows.showStrength), ["0.125", "0.50", "1.00"]);
+});
+
+test("null is the absence of a field, and a wrapped list is a list", () => {
+  const [row] = rows.parseRows('{"__value__": [{"name": "a", "clip": null, "weighting": null}]}');
+  assert.deepEqual(row, rows.newRow("a"));
+});
+
 test("text that is not rows is refused in words", () => {
   const bad = {
     "[{]": /not JSON/,
