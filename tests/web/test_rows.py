@@ -28,6 +28,13 @@ WIDGET = """app.graph.nodes.find(({ type }) => type === 'LoraWorkbenchApply')
 VALUE = f"() => {WIDGET}.value"
 SET = f"(text) => {{ {WIDGET}.value = text }}"
 STACK_VALUE = VALUE.replace("LoraWorkbenchApply", "LoraWorkbenchStack")
+CHOOSE = """(name) => {
+    const loader = app.graph.nodes.find(({ type }) => type === "CheckpointLoaderSimple")
+    loader.widgets.find((widget) => widget.name === "ckpt_name").value = name
+    const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker
+    if (tracker.captureCanvasState) tracker.captureCanvasState()
+    else tracker.checkState()
+}"""
 ANOTHER_STACK = """(name) => {
     const node = LiteGraph.createNode("LoraWorkbenchStack")
     node.pos = [900, 60]
@@ -310,6 +317,16 @@ def test_the_verdict_is_about_the_model_upstream(editor, server):
         editor.rows = named(LORA)
         selector = f'.lw-verdict[data-level="{level}"]'
         editor.wait(f"() => document.querySelector('{selector}')")
+
+
+def test_another_checkpoint_in_the_loader_is_another_verdict(editor, server):
+    for family in ("sdxl", "sd15"):
+        header_only_checkpoint(server.checkpoints / f"other-{family}.safetensors", family)
+    editor.page.evaluate(WITH_CHECKPOINT, "other-sdxl.safetensors")
+    editor.rows = named(LORA)
+    editor.wait("() => document.querySelector('.lw-verdict[data-level=\"wrong\"]')")
+    editor.page.evaluate(CHOOSE, "other-sd15.safetensors")
+    editor.wait("() => document.querySelector('.lw-verdict[data-level=\"ok\"]')")
 
 
 def test_a_file_s_details_and_its_words_for_a_prompt(editor):

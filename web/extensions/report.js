@@ -3,6 +3,7 @@
 // The box is never saved: a workflow opens with it empty, and neither the workflow's widget values
 // nor the API prompt hold it.
 
+import { allNodes } from "../all_nodes.js";
 import { keepShown } from "../keep_shown.js";
 import { scrollOrZoom } from "../wheel.js";
 
@@ -62,13 +63,10 @@ function enlarge(node, talks) {
 }
 
 function fillBoxes(outputs, app) {
-  const root = app.rootGraph ?? app.graph;
-  for (const graph of [root, ...(root?.subgraphs?.values() ?? [])]) {
-    for (const node of graph?.nodes ?? []) {
-      const widget = node.widgets?.find(({ name }) => name === NAME);
-      const key = graph === root ? `${node.id}` : `${graph.id}:${node.id}`;
-      if (widget && outputs?.[key]) widget.value = textOf(outputs[key]);
-    }
+  for (const { node, graph, isRoot } of allNodes(app)) {
+    const widget = node.widgets?.find(({ name }) => name === NAME);
+    const key = isRoot ? `${node.id}` : `${graph.id}:${node.id}`;
+    if (widget && outputs?.[key]) widget.value = textOf(outputs[key]);
   }
 }
 

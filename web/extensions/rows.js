@@ -1,4 +1,6 @@
 // The row editor on Apply LoRAs and LoRA Stack, in place of the text box of their input `rows`.
+import { allNodes } from "../all_nodes.js";
+import { api } from "../comfy.js";
 import { showDetails } from "../rows/details.js";
 import { RowEditor } from "../rows/editor.js";
 import { pickLoras } from "../rows/picker.js";
@@ -24,6 +26,13 @@ export const rows = {
   // Only here, so that without this file the input stays a text box.
   beforeRegisterNodeDef(nodeType, { name, input }) {
     if (NODES.includes(name)) input.required[INPUT][1].widgetType = WIDGET;
+  },
+
+  // Another checkpoint in a loader upstream is such a change; verdicts that are known cost nothing.
+  setup(app) {
+    api.addEventListener("graphChanged", () => {
+      for (const { node } of allNodes(app)) editors.get(node)?.refreshVerdicts();
+    });
   },
 
   // The R key: files were added, taken away or replaced.
@@ -85,9 +94,7 @@ function pick(query) {
 async function relink(app, name) {
   const [other] = await pick(baseName(name));
   if (!other) return;
-  const root = app.rootGraph ?? app.graph;
-  for (const graph of [root, ...(root.subgraphs?.values() ?? [])])
-    for (const node of graph.nodes) editors.get(node)?.replace(name, other);
+  for (const { node } of allNodes(app)) editors.get(node)?.replace(name, other);
 }
 
 function baseName(name) {
