@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
+
 from ...lora_core.binding import Binding, bind
 from ...lora_core.errors import LoraError
 from ...lora_core.models.table import ModelTable
@@ -58,7 +60,9 @@ class EmbeddedHost(WithLoraFiles):
         if key not in self._loaded:
             while len(self._loaded) >= _CHECKPOINTS_KEPT:
                 self._loaded.popitem(last=False)
-            found = load_checkpoint(path)
+            # The runner is in inference mode; weights of that mode could never be trained on.
+            with torch.inference_mode(False):
+                found = load_checkpoint(path)
             self._loaded[key] = (
                 Model.of(found.diffusion),
                 Clip.of(found.text) if found.text is not None else None,

@@ -55,11 +55,18 @@ _READINGS: Mapping[tuple[EncoderName, ...], Mapping[EncoderName, _Reading]] = Ma
 )
 
 
-@torch.no_grad()
 def encode(
     part: TextPart, text: str, clip_skip: int | None = None, tokenizer: Tokenizer | None = None
 ) -> Conditioning:
-    """Encode a prompt.
+    """``encode_for_training`` without gradients."""
+    with torch.no_grad():
+        return encode_for_training(part, text, clip_skip, tokenizer)
+
+
+def encode_for_training(
+    part: TextPart, text: str, clip_skip: int | None = None, tokenizer: Tokenizer | None = None
+) -> Conditioning:
+    """Encode a prompt, with the gradients of the encoders' trainable parameters.
 
     Args:
         part: The encoders.

@@ -1,0 +1,182 @@
+"""The embedded host's model as the trainer sees it."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ...lora_core.errors import LoraError
+from ...lora_core.lora import Lora
+from ...lora_core.models.target import Target
+from ...lora_core.stack import StackItem
+from ...training.config import PreviewConfig
+from ...training.objective import NoiseLevels
+from ...training.trainable import Conditions, PictureSize
+from .applying import applied, table_of
+from .autoencoder import decoded
+from .handles import Base, Clip, Model, Vae
+from .sampling import sample
+from .sampling.schedule import scaled_linear_schedule
+from .text import encode, encode_for_training
+
+_COMPONENTS = {"te1": "text_encoder.", "te2": "text_encoder_2."}
+_PIXELS = 8  # that a latent covers
+
+
+class EmbeddedTrainable:
+    """See ``Trainable``.
+
+    Args:
+        model: Without LoRAs.
+        clip: Without LoRAs.
+        vae: Of the same family.
+
+    Raises:
+        LoraError: LoRAs are on the model, or it is one that is not trained here.
+    """
+
+    def __init__(self, model: Model, clip: Clip, vae: Vae) -> None:
+        _refuse_lineage(model, clip)
+        _refuse_inpainting(model)
+        self._model, self._clip, self._vae = model, clip, vae
+        self._family = model.part.family
+        for handle in (model, clip):
+            handle.carry()
+        self.table = table_of(model, clip)
+        encoders = dict(zip(_COMPONENTS, clip.part.encoders.values(), strict=False))
+        self.parts: Mapping[str, nn.Module] = {"unet": model.part.unet, **encoders}
+        prefixes = {"unet": "unet.", **{name: _COMPONENTS[name] for name in encoders}}
+        self.weights = {
+            name: dict(_modules_of(self.table.targets, prefix)) for name, prefix in prefixes.items()
+        }
+        sigmas = scaled_linear_schedule().sigmas.double()
+        self.levels = NoiseLevels.of_alphas(_PREDICTIONS[model.part.prediction], 1 / (sigmas**2 + 1))
+        self.device = next(model.part.unet.parameters()).device
+        self.identity = _identity(model.base, clip.base)
+        self.autoencoder = _weights_hash(vae.part.vae.state_dict())
+        self.text = f"{_weights_hash(clip.base.weights)} skip {clip.skip}"
+
+    @contextmanager
+    def loaded(self) -> Iterator[None]:
+        """The base without LoRAs; the modules stay in evaluation mode, whose dropouts are off."""
+        self._model.carry()
+        self._clip.carry()
+        yield
+
+    def encode_pictures(self, pictures: Tensor) -> dict[str, Tensor]:
+        """See ``Trainable.encode_pictures``."""
+        part = self._vae.part
+        with torch.no_grad():
+            out = part.vae.encode(pictures.to(self.device, part.vae.dtype))
+            if hasattr(out, "latents"):
+                return {"mean": out.latents.float()}
+            spread = out.latent_dist
+            scale = self._model.part.latent_scale
+            return {"mean": spread.mean.float() * scale, "deviation": spread.std.float() * scale}
+
+    def encode_captions(self, captions: Sequence[str]) -> list[Conditions]:
+        """See ``Trainable.encode_captions``."""
+        found = [encode_for_training(self._clip.part, text, self._clip.skip) for text in captions]
+        return [
+            {"states": one.states, **({} if one.pooled is None else {"pooled": one.pooled})}
+            for one in found
+        ]
+
+    def conditions(
+        self, texts: Sequence[Conditions], sizes: Sequence[PictureSize]
+    ) -> Conditions:
+        """See ``Trainable.conditions``."""
+        tokens = math.lcm(*(text["states"].shape[1] for text in texts))
+        states = torch.cat([_repeated(text["states"], tokens) for text in texts])
+        if self._family != "sdxl":
+            return {"states": states}
+        pooled = torch.cat([text["pooled"] for text in texts])
+        numbers = [[*size.original, *size.crop, *size.trained] for size in sizes]
+        ids = torch.tensor(numbers, dtype=torch.float32, device=self.device)
+        return {"states": states, "pooled": pooled, "time_ids": ids}
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        """See ``Trainable.predict``."""
+        unet = self._model.part.unet
+        dtype = next(unet.parameters()).dtype
+        extra = None
+        if "time_ids" in conditions:
+            extra = {"text_embeds": conditions["pooled"], "time_ids": conditions["time_ids"]}
+        states = conditions["states"].to(dtype)
+        call = unet(noisy.to(dtype), timesteps, states, added_cond_kwargs=extra, return_dict=False)
+        return call[0].float()
+
+    def preview(
+        self, prompt: str, config: PreviewConfig, size: tuple[int, int], seed: int, lora: Lora
+    ) -> Tensor:
+        """See ``Trainable.preview``."""
+        stack = [StackItem(lora, 1.0, 1.0)]
+        found = applied(self._model, self._clip, self.table, stack, "report", "auto")
+        width, height = size
+        try:
+            text = found.clip.loaded()
+            prompts = [encode(text, said, self._clip.skip) for said in (prompt, config.negative)]
+            latents = sample(
+                found.model.loaded(),
+                *prompts,
+                torch.zeros(1, 4, height // _PIXELS, width // _PIXELS),
+                seed,
+                config.steps,
+                config.cfg,
+                config.sampler,
+                config.scheduler,
+            )
+        finally:
+            self._model.carry()
+            self._clip.carry()
+        return decoded(self._vae.part, latents)[0].clone()
+
+
+_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v_prediction"}
+
+
+def _modules_of(targets: Sequence[Target], prefix: str) -> Iterator[tuple[str, Target]]:
+    for target in targets:
+        if target.target_key.startswith(prefix) and target.target_key.endswith(".weight"):
+            yield target.target_key.removeprefix(prefix).removesuffix(".weight"), target
+
+
+def _repeated(states: Tensor, tokens: int) -> Tensor:
+    """States ``(1, tokens, width)``: attention over a repeated sequence is that over the sequence."""
+    return states.repeat(1, tokens // states.shape[1], 1)
+
+
+def _identity(*bases: Base) -> str:
+    return "+".join(_weights_hash(base.weights) for base in bases)
+
+
+def _weights_hash(weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.view(torch.uint8).numpy() if tensor.ndim else str(tensor).encode())
+    return digest.hexdigest()
+
+
+def _refuse_lineage(model: Model, clip: Clip) -> None:
+    names = [item.lora.name for item in (*model.lineage, *clip.lineage)]
+    if names:
+        raise LoraError(
+            "LoRAs are on this model, so what is trained would only fit beside them.",
+            {"LoRAs": ", ".join(dict.fromkeys(names))},
+            "connect the checkpoint itself, or save the merged model and train on that.",
+        )
+
+
+def _refuse_inpainting(model: Model) -> None:
+    channels = model.part.unet.config["in_channels"]
+    if channels != 4 or model.part.family == "sdxl-refiner":
+        raise LoraError(
+            "This model is not trained here.",
+            {"Family": model.part.family, "Channels of its input": channels},
+            "take a text-to-image model: SD 1.5, SD 2 or SDXL.",
+        )

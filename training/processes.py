@@ -1,0 +1,47 @@
+"""Several processes on one run, as ``accelerate launch`` starts them; usually one."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+_T = TypeVar("_T")
+
+
+class Processes:
+    """The processes of this run; each computes its share of every batch.
+
+    The factors are few, so one sum of all gradients a step is cheaper than a wrapper around the
+    model, and the same whatever the number of processes.
+    """
+
+    def __init__(self) -> None:
+        from accelerate.state import PartialState
+
+        state = PartialState()
+        self._rank, self.count = state.process_index, state.num_processes
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes files."""
+        return self._rank == 0
+
+    def share(self, samples: Sequence[_T]) -> Sequence[_T]:
+        """This process's part of a batch."""
+        return samples[self._rank :: self.count]
+
+    def summed(self, value: Tensor) -> Tensor:
+        """The sum over all processes."""
+        from accelerate.utils import reduce
+
+        return value if self.count == 1 else reduce(value, reduction="sum")
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Make every process's gradients their sum."""
+        if self.count == 1:
+            return
+        flat = self.summed(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+        sizes = [parameter.numel() for parameter in parameters]
+        for parameter, part in zip(parameters, flat.split(sizes), strict=True):
+            parameter.grad.copy_(part.view_as(parameter))
