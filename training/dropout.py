@@ -1,6 +1,7 @@
 """Dropout whose zeros depend on the step and the sample alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,15 @@ class Draws:
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self.keys: Sequence[tuple[int, int]] = ()
+
+    @contextmanager
+    def of(self, keys: Sequence[tuple[int, int]]) -> Iterator[None]:
+        """The model holds these samples within; none, and nothing is dropped out."""
+        before, self.keys = self.keys, keys
+        try:
+            yield
+        finally:
+            self.keys = before
 
     def mask(self, shape: torch.Size, share: float, name: str) -> Tensor:
         """Zeros and ones ``shape``, on the CPU; its first dimension is samples, or chunks of them.

@@ -1,7 +1,7 @@
 """PEFT's layers in a live model, for as long as a run lasts."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -98,8 +98,9 @@ def ejected(parts: Mapping[str, nn.Module], factors: Iterable[Factors]) -> Itera
     with ExitStack() as restore:
         for each in factors:
             part, name = parts[each.trained.component], each.trained.module
-            restore.callback(_set(part, name), each.layer)
-            _set(part, name)(each.layer.base_layer)
+            put = _set(part, name)
+            restore.callback(put, each.layer)
+            put(each.layer.base_layer)
         yield
 
 
@@ -121,7 +122,7 @@ def _inject(
         alpha_pattern=_exceptions({t.module: t.alpha for t in targets}, alpha),
         use_rslora=config.rslora,
         use_dora=config.method == "dora",
-        init_lora_weights="pissa" if config.start == "pissa" else True,
+        init_lora_weights=True,
         bias="none",
     )
     with torch.random.fork_rng(devices=[]):  # PEFT draws from the global numbers
@@ -158,14 +159,36 @@ def _started(
         layer.lora_dropout[ADAPTER] = SeededDropout(config.dropout, draws, target.target.canonical)
     factors = Factors(target, layer)
     if config.start == "pissa":
-        initial = factors.down.detach().clone(), factors.up.detach().clone()
-        factors = Factors(target, layer, initial)
-    else:
-        numbers = generator(seed, "init", target.target.canonical)
-        fresh = torch.empty(factors.down.shape)
-        nn.init.kaiming_uniform_(fresh, a=5**0.5, generator=numbers)
-        factors.down.data.copy_(fresh)
+        return _principal(factors)
+    numbers = generator(seed, "init", target.target.canonical)
+    fresh = torch.empty(factors.down.shape)
+    nn.init.kaiming_uniform_(fresh, a=5**0.5, generator=numbers)
+    factors.down.data.copy_(fresh)
     return factors
+
+
+@torch.no_grad()
+def _principal(factors: Factors) -> Factors:
+    """Move the largest singular vectors of the weight into its factors.
+
+    Source: arXiv:2404.02948, eqs. 2 to 4, over the scale. The rest is rounded to the weight's
+    own dtype.
+    """
+    weight, down, up = factors.layer.base_layer.weight, factors.down, factors.up
+    scale, rank = factors.layer.scaling[ADAPTER], down.shape[0]
+    left, values, right = torch.linalg.svd(weight.float().flatten(1), full_matrices=False)
+    if len(values) < rank:
+        raise LoraError(
+            f"{factors.trained.target.canonical} has fewer singular vectors than the rank.",
+            {"Rank": rank, "Singular vectors": len(values)},
+            "take a smaller rank, or leave this weight out of the targets.",
+        )
+    root = (values[:rank] / scale).sqrt()
+    up.copy_((left[:, :rank] * root).reshape(up.shape))
+    down.copy_((root[:, None] * right[:rank]).reshape(down.shape))
+    start = scale * (up.flatten(1) @ down.flatten(1))
+    weight.copy_(weight.float() - start.reshape(weight.shape))
+    return Factors(factors.trained, factors.layer, (down.clone(), up.clone()))
 
 
 def _own_parameters(layer: nn.Module) -> list[nn.Parameter]:
@@ -211,7 +234,7 @@ def _weights_put_back(part: nn.Module, targets: list[TrainedTarget]) -> Iterator
             parameter.data = storage
 
 
-def _set(part: nn.Module, name: str) -> Any:
+def _set(part: nn.Module, name: str) -> Callable[[nn.Module], None]:
     owner, _, leaf = name.rpartition(".")
     parent = part.get_submodule(owner)
     return lambda module: setattr(parent, leaf, module)

@@ -21,7 +21,7 @@ from .optimizer import make_optimizer, parameters_of
 from .processes import Processes
 from .randomness import seed_of
 from .state import RunState, latest_state, pack_optimizer, save_state, threads, unpack_optimizer
-from .trainable import Trainable
+from .trainable import Conditions, Trainable
 from .watcher import Progress, Watcher
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -167,26 +167,34 @@ class Trainer:
         times = torch.stack([drawn_timestep(levels, config.objective, seed, *key) for key in keys])
         shape = tuple(batch.latents.shape[1:])
         noise = torch.stack([drawn_noise(shape, config.objective, seed, *key) for key in keys])
-        self._draws.keys = keys
-        try:
-            losses = self._errors(batch, noise, times)
-        finally:
-            self._draws.keys = ()
+        losses = self._errors(batch, noise, times, keys)
         weights = snr_weights(levels, times, config.objective.min_snr_gamma) * batch.weights
         return losses * weights.to(losses.device)
 
-    def _errors(self, batch: Batch, noise: Tensor, times: Tensor) -> Tensor:
+    def _errors(
+        self, batch: Batch, noise: Tensor, times: Tensor, keys: Sequence[SampleKey] = ()
+    ) -> Tensor:
+        """The loss of each sample, ``(n,)``; without keys nothing is dropped out."""
         device, levels = self.model.device, self.model.levels
         latents, noise, times = (x.to(device) for x in (batch.latents, noise, times))
         with self._autocast():
-            texts = batch.texts or self.model.encode_captions(batch.captions)
+            texts = batch.texts or self._encoded(batch.captions, keys)
             on_device = [{name: row.to(device) for name, row in text.items()} for text in texts]
             conditions = self.model.conditions(on_device, batch.sizes)
             noisy = levels.mixed(latents, noise, times)
-            answer = self.model.predict(noisy, times, conditions)
+            with self._draws.of(keys):
+                answer = self.model.predict(noisy, times, conditions)
         mask = None if batch.mask is None else batch.mask.to(device)
         wanted = levels.wanted(latents, noise, times)
         return sample_losses(answer, wanted, self.config.objective, mask)
+
+    def _encoded(self, captions: Sequence[str], keys: Sequence[SampleKey]) -> list[Conditions]:
+        """Captions one by one: each has as many chunks as it needs."""
+        texts: list[Conditions] = []
+        for index, caption in enumerate(captions):
+            with self._draws.of(keys[index : index + 1]):
+                texts += self.model.encode_captions([caption])
+        return texts
 
     def _autocast(self) -> torch.autocast:
         dtype = _DTYPES.get(self.config.run.precision)

@@ -112,9 +112,9 @@ def sample_losses(
 
 
 def snr_weights(levels: NoiseLevels, timesteps: Tensor, gamma: float) -> Tensor:
-    """Weights of arXiv:2303.09556, section 3.4, ``(n,)``: min(SNR, gamma) / SNR for epsilon,
-    over SNR + 1 for velocity; 1 for all where ``gamma`` is 0.
+    """Weights by signal to noise, ``(n,)``: arXiv:2303.09556, section 3.4.
 
+    min(SNR, gamma) / SNR for epsilon, over SNR + 1 for velocity; 1 for all where ``gamma`` is 0.
     The SNR is that of the model's own schedule; at SNR 0 the weight is the limit.
     """
     if not gamma:

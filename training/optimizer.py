@@ -1,7 +1,7 @@
 """Optimisers and schedules of the libraries, and the groups of factors they move."""
 
 from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import torch
@@ -121,7 +121,7 @@ def _lion(groups: _Groups, config: OptimizerConfig) -> Optimizer:
     return module.Lion(groups, betas=config.betas, weight_decay=config.weight_decay)
 
 
-def _library(module: str, package: str) -> Any:
+def _library(module: str, package: str) -> ModuleType:
     import importlib
 
     try:

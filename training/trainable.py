@@ -59,8 +59,8 @@ class Trainable(Protocol):
     def loaded(self) -> AbstractContextManager[None]:
         """The bare model ready for gradients; afterwards as it was found."""
 
-    def encode_pictures(self, pictures: Tensor) -> dict[str, Tensor]:
-        """``mean`` and, where latents are drawn, ``deviation`` of the latents that the model reads.
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """Latents as the model reads them: the mean of the autoencoder's, so nothing is random.
 
         Args:
             pictures: ``(n, 3, height, width)``, -1 to 1.

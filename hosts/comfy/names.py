@@ -48,6 +48,11 @@ class ComfyNames:
         encoders = set(self._encoders.values()) or {"te1"} if clip is not None else set()
         self.components = frozenset(encoders | ({"unet"} if model is not None else set()))
 
+    @property
+    def encoders(self) -> Mapping[str, str]:
+        """ComfyUI's name of each text encoder to its component."""
+        return self._encoders
+
     def is_of(self, clip: Any) -> bool:
         """Whether this table was made with this text encoder, or without one."""
         if self._clip is None or clip is None:
@@ -67,6 +72,13 @@ class ComfyNames:
         if present:
             return present
         return self._own.names.get(name, ()) if self._own is not None else ()
+
+    def weights(self) -> Iterator[Target]:
+        """Every weight that a LoRA file can address as a whole, in the order of the model."""
+        keys = {key for own in (self._unet_keys, self._clip_keys) for key in own.values()}
+        for name in self.shapes:
+            if name in self._known or name in keys:
+                yield self._target(name, name)
 
     def patch_key(self, target: Target) -> PatchKey:
         """The key under which ``add_patches`` takes a change of ``target``."""

@@ -1,6 +1,5 @@
 """The embedded host's model as the trainer sees it."""
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,11 +12,12 @@ from ...lora_core.lora import Lora
 from ...lora_core.models.target import Target
 from ...lora_core.stack import StackItem
 from ...training.config import PreviewConfig
+from ...training.hashes import weights_hash
 from ...training.objective import NoiseLevels
 from ...training.trainable import Conditions, PictureSize
 from .applying import applied, table_of
-from .autoencoder import decoded
-from .handles import Base, Clip, Model, Vae
+from .autoencoder import decoded, encoded
+from .handles import Clip, Model, Vae
 from .sampling import sample
 from .sampling.schedule import scaled_linear_schedule
 from .text import encode, encode_for_training
@@ -53,11 +53,12 @@ class EmbeddedTrainable:
             name: dict(_modules_of(self.table.targets, prefix)) for name, prefix in prefixes.items()
         }
         sigmas = scaled_linear_schedule().sigmas.double()
-        self.levels = NoiseLevels.of_alphas(_PREDICTIONS[model.part.prediction], 1 / (sigmas**2 + 1))
+        self.levels = NoiseLevels.of_alphas(model.part.prediction, 1 / (sigmas**2 + 1))
         self.device = next(model.part.unet.parameters()).device
-        self.identity = _identity(model.base, clip.base)
-        self.autoencoder = _weights_hash(vae.part.vae.state_dict())
-        self.text = f"{_weights_hash(clip.base.weights)} skip {clip.skip}"
+        text_hash = weights_hash(clip.base.weights)
+        self.identity = f"{weights_hash(model.base.weights)}+{text_hash}"
+        self.autoencoder = weights_hash(vae.part.vae.state_dict())
+        self.text = f"{text_hash} skip {clip.skip}"
 
     @contextmanager
     def loaded(self) -> Iterator[None]:
@@ -66,16 +67,10 @@ class EmbeddedTrainable:
         self._clip.carry()
         yield
 
-    def encode_pictures(self, pictures: Tensor) -> dict[str, Tensor]:
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
         """See ``Trainable.encode_pictures``."""
-        part = self._vae.part
-        with torch.no_grad():
-            out = part.vae.encode(pictures.to(self.device, part.vae.dtype))
-            if hasattr(out, "latents"):
-                return {"mean": out.latents.float()}
-            spread = out.latent_dist
-            scale = self._model.part.latent_scale
-            return {"mean": spread.mean.float() * scale, "deviation": spread.std.float() * scale}
+        found = encoded(self._vae.part, pictures.to(self.device).add(1).div(2).movedim(1, -1))
+        return found.clone() * self._model.part.latent_scale
 
     def encode_captions(self, captions: Sequence[str]) -> list[Conditions]:
         """See ``Trainable.encode_captions``."""
@@ -85,9 +80,7 @@ class EmbeddedTrainable:
             for one in found
         ]
 
-    def conditions(
-        self, texts: Sequence[Conditions], sizes: Sequence[PictureSize]
-    ) -> Conditions:
+    def conditions(self, texts: Sequence[Conditions], sizes: Sequence[PictureSize]) -> Conditions:
         """See ``Trainable.conditions``."""
         tokens = math.lcm(*(text["states"].shape[1] for text in texts))
         states = torch.cat([_repeated(text["states"], tokens) for text in texts])
@@ -135,9 +128,6 @@ class EmbeddedTrainable:
         return decoded(self._vae.part, latents)[0].clone()
 
 
-_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v_prediction"}
-
-
 def _modules_of(targets: Sequence[Target], prefix: str) -> Iterator[tuple[str, Target]]:
     for target in targets:
         if target.target_key.startswith(prefix) and target.target_key.endswith(".weight"):
@@ -145,21 +135,8 @@ def _modules_of(targets: Sequence[Target], prefix: str) -> Iterator[tuple[str, T
 
 
 def _repeated(states: Tensor, tokens: int) -> Tensor:
-    """States ``(1, tokens, width)``: attention over a repeated sequence is that over the sequence."""
+    """States ``(1, tokens, width)``; attention over them is that over a repetition of them."""
     return states.repeat(1, tokens // states.shape[1], 1)
-
-
-def _identity(*bases: Base) -> str:
-    return "+".join(_weights_hash(base.weights) for base in bases)
-
-
-def _weights_hash(weights: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.view(torch.uint8).numpy() if tensor.ndim else str(tensor).encode())
-    return digest.hexdigest()
 
 
 def _refuse_lineage(model: Model, clip: Clip) -> None:

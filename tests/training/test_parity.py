@@ -10,9 +10,13 @@ from ..headless.tiny_pipeline import tiny_unet
 from .runs import ListFeed, run, short_run, tiny_trainable, values_of
 
 STEPS = 50
+TARGETS = ("attn",)
 METHODS = {
     "lora": (AdapterConfig(rank=4, alpha=8, targets=("attn",)), {}),
-    "rslora": (AdapterConfig(rank=4, alpha=8, rslora=True, targets=("attn",)), {"use_rslora": True}),
+    "rslora": (
+        AdapterConfig(rank=4, alpha=8, rslora=True, targets=("attn",)),
+        {"use_rslora": True},
+    ),
     "dora": (AdapterConfig(rank=4, method="dora", targets=("attn",)), {"use_dora": True}),
 }
 

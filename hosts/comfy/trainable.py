@@ -1,0 +1,222 @@
+"""ComfyUI's model as the trainer sees it, in memory, whatever its architecture."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.model_management
+import comfy.model_sampling
+import torch
+from torch import Tensor, nn
+
+import nodes
+
+from ...lora_core.errors import LoraError
+from ...lora_core.lora import Lora
+from ...lora_core.models.target import Target
+from ...lora_core.stack import StackItem
+from ...training.config import PreviewConfig
+from ...training.hashes import weights_hash
+from ...training.objective import NoiseLevels
+from ...training.trainable import Conditions, PictureSize
+from .host import ComfyHost
+from .model_kinds import refuse_unsupported
+from .names import ComfyNames
+
+_PIXELS = 8  # that a latent covers
+
+
+class ComfyTrainable:
+    """See ``Trainable``.
+
+    Args:
+        host: For previews.
+        model: MODEL without patches.
+        clip: CLIP without patches.
+        vae: VAE.
+
+    Raises:
+        LoraError: patches are on the model, or it is one that cannot be trained.
+    """
+
+    def __init__(self, host: ComfyHost, model: Any, clip: Any, vae: Any) -> None:
+        refuse_unsupported(model)
+        _refuse_patches(model, clip)
+        self._host, self._model, self._clip, self._vae = host, _static(model), clip, vae
+        names = ComfyNames(self._model, clip)
+        self.table = names
+        roots = {"unet": (self._model.model, "")}
+        for name, component in names.encoders.items():
+            roots[component] = (getattr(clip.cond_stage_model, name), f"{name}.")
+        self.parts: Mapping[str, nn.Module] = {name: root for name, (root, _) in roots.items()}
+        targets = list(names.weights())
+        self.weights = {
+            component: dict(_modules_of(targets, component, prefix))
+            for component, (_, prefix) in roots.items()
+        }
+        self._sampling = self._model.get_model_object("model_sampling")
+        self.levels = _levels(self._sampling)
+        self.device = self._model.load_device
+        text_hash = weights_hash(clip.cond_stage_model.state_dict())
+        model_hash = weights_hash(self._model.model.state_dict())
+        self.identity = f"{model_hash}+{text_hash}"
+        self.autoencoder = weights_hash(vae.first_stage_model.state_dict())
+        self.text = f"{text_hash} skip {clip.layer_idx}"
+
+    @contextmanager
+    def loaded(self) -> Iterator[None]:
+        """The bare model on its device; its weights afterwards have the same bits."""
+        patchers = [self._model, self._clip.patcher]
+        comfy.model_management.load_models_gpu(patchers, force_full_load=True)
+        for part in self.parts.values():
+            _allow_gradients(part)
+        yield
+
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """See ``Trainable.encode_pictures``."""
+        with torch.no_grad():
+            latents = self._vae.encode(pictures.add(1).div(2).movedim(1, -1))
+            return self._model.model.process_latent_in(latents.float().clone())
+
+    def encode_captions(self, captions: Sequence[str]) -> list[Conditions]:
+        """See ``Trainable.encode_captions``."""
+        return [self._encoded(caption) for caption in captions]
+
+    def conditions(self, texts: Sequence[Conditions], sizes: Sequence[PictureSize]) -> Conditions:
+        """See ``Trainable.conditions``."""
+        found = [self._told(text, size) for text, size in zip(texts, sizes, strict=True)]
+        first, *others = found
+        return {name: first[name].concat([one[name] for one in others]) for name in first}
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        """See ``Trainable.predict``; ComfyUI's estimate of the clean latents, solved for it."""
+        sigma = self._sampling.sigmas.to(self.device)[timesteps]
+        level = sigma.view(-1, 1, 1, 1)
+        if self.levels.prediction == "flow":
+            clean = self._model.model.apply_model(noisy, sigma, **conditions)
+            return (noisy - clean) / level
+        spread = (level**2 + 1).sqrt()
+        x = noisy * spread
+        clean = self._model.model.apply_model(x, sigma, **conditions)
+        if self.levels.prediction == "epsilon":
+            return (x - clean) / level
+        return (x / spread**2 - clean) * spread / level
+
+    def preview(
+        self, prompt: str, config: PreviewConfig, size: tuple[int, int], seed: int, lora: Lora
+    ) -> Tensor:
+        """See ``Trainable.preview``."""
+        stack = [StackItem(lora, 1.0, 1.0)]
+        found = self._host.apply(self._model, self._clip, stack, "report")
+        try:
+            positive, negative = (
+                found.clip.encode_from_tokens_scheduled(found.clip.tokenize(text))
+                for text in (prompt, config.negative)
+            )
+            width, height = size
+            (latent,) = nodes.common_ksampler(
+                found.model,
+                seed,
+                config.steps,
+                config.cfg,
+                config.sampler,
+                config.scheduler,
+                positive,
+                negative,
+                {"samples": torch.zeros(1, 4, height // _PIXELS, width // _PIXELS)},
+            )
+            return self._vae.decode(latent["samples"])[0].clone()
+        finally:
+            patchers = [self._model, self._clip.patcher]
+            comfy.model_management.load_models_gpu(patchers, force_full_load=True)
+
+    def _encoded(self, caption: str) -> Conditions:
+        found = self._clip.encode_from_tokens(self._clip.tokenize(caption), return_dict=True)
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+    def _told(self, text: Conditions, size: PictureSize) -> dict[str, Any]:
+        height, width = size.trained
+        told = {
+            **{name: value for name, value in text.items() if name != "cond"},
+            "cross_attn": text["cond"],
+            "noise": torch.zeros(1, 4, height // _PIXELS, width // _PIXELS, device=self.device),
+            "device": self.device,
+            "height": size.original[0],
+            "width": size.original[1],
+            "crop_h": size.crop[0],
+            "crop_w": size.crop[1],
+            "target_height": height,
+            "target_width": width,
+        }
+        found = self._model.model.extra_conds(**told)
+        return {
+            name: one.process_cond(1, device=self.device, area=None) for name, one in found.items()
+        }
+
+
+def _static(model: Any) -> Any:
+    """The MODEL with all weights in memory.
+
+    ComfyUI 0.30: dynamic patchers stream weights in and out of each layer, which no gradient
+    survives; their clone without it is loaded anew from its file.
+    """
+    is_dynamic = getattr(model, "is_dynamic", lambda: False)()
+    return model.clone(disable_dynamic=True) if is_dynamic else model
+
+
+def _levels(sampling: Any) -> NoiseLevels:
+    """The noise levels of ComfyUI's ``model_sampling``.
+
+    Raises:
+        LoraError: the model is of a kind whose objective is not known here.
+    """
+    sigmas = getattr(sampling, "sigmas", None)
+    if isinstance(sampling, comfy.model_sampling.CONST) and sigmas is not None:
+        noise = sigmas.double().cpu()
+        return NoiseLevels("flow", 1 - noise, noise)
+    is_discrete = isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete)
+    for kind, prediction in (
+        (comfy.model_sampling.V_PREDICTION, "v_prediction"),
+        (comfy.model_sampling.EPS, "epsilon"),
+    ):
+        if is_discrete and isinstance(sampling, kind):
+            return NoiseLevels.of_alphas(prediction, 1 / (sigmas.double() ** 2 + 1))
+    raise LoraError(
+        "This kind of model is not trained here.",
+        {"Its sampling": ", ".join(base.__name__ for base in type(sampling).__bases__)},
+        "take a model that predicts noise, velocity or flow.",
+    )
+
+
+def _modules_of(
+    targets: Sequence[Target], component: str, prefix: str
+) -> Iterator[tuple[str, Target]]:
+    for target in targets:
+        is_whole = target.rows is None and target.target_key.endswith(".weight")
+        if target.component == component and is_whole and len(target.shape) in (2, 4):
+            yield target.target_key.removeprefix(prefix).removesuffix(".weight"), target
+
+
+def _allow_gradients(part: nn.Module) -> None:
+    """Weights loaded in inference mode become ordinary ones of the same bits, one after another.
+
+    Autograd keeps no inference tensor for the backward pass.
+    """
+    for module in part.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_inference():
+                module._parameters[name] = nn.Parameter(parameter.clone(), requires_grad=False)
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_inference():
+                module._buffers[name] = buffer.clone()
+
+
+def _refuse_patches(model: Any, clip: Any) -> None:
+    counts = {"MODEL": len(model.patches), "CLIP": len(clip.patcher.patches)}
+    patched = {name: f"{count} patched weights" for name, count in counts.items() if count}
+    if patched:
+        raise LoraError(
+            "LoRAs or other patches are on this model; what is trained would only fit beside them.",
+            patched,
+            "connect the checkpoint itself, or bake them with Merge Into Model (mode bake).",
+        )

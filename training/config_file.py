@@ -1,0 +1,116 @@
+"""Configurations from text: TOML files, and what a node's inputs say."""
+
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..lora_core.errors import LoraError, UnknownChoiceError
+from .config import TrainConfig
+
+_T = TypeVar("_T")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        LoraError: there is no such file, or it is no TOML.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise LoraError(
+            f"The configuration {path.name} cannot be read.",
+            {"Cause": error.strerror},
+            "name an existing file.",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LoraError(
+            f"{path.name} is no TOML.", {"Cause": error}, "mend the line that the cause names."
+        ) from error
+
+
+def read_config(kind: type[_T], data: Mapping[str, Any], where: str = "") -> _T:
+    """A dataclass of plain data, with those within.
+
+    Args:
+        kind: A dataclass of numbers, text, choices, tuples and dataclasses.
+        data: Names of its fields to values as JSON or TOML hold them; what is absent has its
+            default.
+        where: Names of the fields around it, for errors.
+
+    Raises:
+        LoraError: a name that is none of its fields, or a value of another kind.
+    """
+    hints = typing.get_type_hints(kind)
+    for name in data:
+        if name not in hints:
+            raise UnknownChoiceError("key", _path(where, name), [_path(where, n) for n in hints])
+    values = {name: _value(hints[name], data[name], _path(where, name)) for name in data}
+    return kind(**values)
+
+
+def to_data(config: TrainConfig) -> dict[str, Any]:
+    """A configuration as JSON data, every field of it."""
+    return dataclasses.asdict(config)
+
+
+def _value(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401  what a hint says
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (kind,) = (each for each in arguments if each is not type(None))
+        return _value(kind, value, where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise UnknownChoiceError(where, str(value), arguments)
+        return value
+    if origin is tuple:
+        return _tuple(arguments, value, where)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise _wrong(where, "a table", value)
+        return read_config(kind, value, where)
+    return _plain(kind, value, where)
+
+
+def _tuple(kinds: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise _wrong(where, "a list", value)
+    if kinds[-1] is Ellipsis:
+        kinds = (kinds[0],) * len(value)
+    if len(kinds) != len(value):
+        raise _wrong(where, f"a list of {len(kinds)}", value)
+    pairs = enumerate(zip(kinds, value, strict=True))
+    return tuple(_value(kind, each, f"{where}[{index}]") for index, (kind, each) in pairs)
+
+
+def _plain(kind: type, value: object, where: str) -> object:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+        raise _wrong(where, names[kind], value)
+    return value
+
+
+def _wrong(where: str, expected: str, got: object) -> LoraError:
+    return LoraError(
+        f"{where} is no value of its kind.",
+        {"Expected": expected, "Got": repr(got)},
+        "give it another value, or take it out for the default.",
+    )
+
+
+def _path(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
