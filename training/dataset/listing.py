@@ -79,7 +79,7 @@ def list_files(folder: Path, caption_extension: str, without: Collection[Path] =
         )
         for file in files:
             path = here / file
-            name = path.relative_to(folder).as_posix()
+            name = _shown(path.relative_to(folder))
             suffix = path.suffix.lower()
             if file.startswith("."):
                 continue
@@ -91,6 +91,11 @@ def list_files(folder: Path, caption_extension: str, without: Collection[Path] =
                 others.append(name)
     entries.sort(key=lambda entry: entry.name)
     return Listing(tuple(entries), tuple(sorted(captions)), tuple(sorted(others)))
+
+
+def _shown(relative: Path) -> str:
+    """With question marks for bytes of a name that are not UTF-8, which no hash could take."""
+    return relative.as_posix().encode(errors="replace").decode()
 
 
 def stem(name: str) -> str:

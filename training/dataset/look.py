@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .settings import Size
 from .turned import to_rgb, turned
@@ -66,8 +66,10 @@ def look_at(path: Path) -> Look:
     sha256 = hashlib.sha256(data).hexdigest()
     try:
         return _look(data, sha256)
+    except UnidentifiedImageError:
+        return Look(sha256, trouble="no picture of a known kind")
     except UNREADABLE as error:
-        return Look(sha256, trouble=str(error).replace(repr(BytesIO), "")[:100] or "damaged")
+        return Look(sha256, trouble=str(error)[:100] or "damaged")
 
 
 def look_at_all(paths: Sequence[Path], progress: Progress | None = None) -> list[Look]:

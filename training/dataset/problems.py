@@ -65,9 +65,7 @@ def of_samples(
         look, fit = looks[sample.name], sample.fit
         growth = fit.enlarged(sample.size)
         if growth > enlarged_note:
-            yield Finding(
-                "enlarged", sample.name, f"{growth:.2g} times to {shown_size(fit.resized)}"
-            )
+            yield Finding("enlarged", sample.name, f"{growth:.2g} x to {shown_size(fit.resized)}")
         if fit.kept < _MUCH_CUT:
             yield Finding("much cut off", sample.name, f"{fit.kept:.0%} is kept")
         if look.mode:

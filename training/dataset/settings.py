@@ -166,7 +166,7 @@ def _check_numbers(settings: DatasetSettings) -> None:
     _require(settings, "enlarged_note", settings.enlarged_note >= 1, "a factor from 1 up")
     extension = settings.caption_extension
     _require(
-        settings, "caption_extension", extension.startswith(".") and len(extension) > 1, "'.txt'"
+        settings, "caption_extension", extension.rfind(".") == 0 < len(extension) - 1, "'.txt'"
     )
     _require(settings, "tag_separator", bool(settings.tag_separator.strip()), "',' or another mark")
 
