@@ -36,9 +36,7 @@ class Folder:
         return self
 
     def settings(self, **options):
-        return DatasetSettings(
-            str(self.path), **{"resolution": 64, "bucket_step": 8, **options}
-        )
+        return DatasetSettings(str(self.path), **{"resolution": 64, "bucket_step": 8, **options})
 
     def scan(self, **options):
         return scan(self.settings(**options))

@@ -27,7 +27,7 @@ def read_captions(paths: Sequence[Path]) -> list[tuple[str, str]]:
         try:
             found.append(_decoded(data))
         except UnicodeDecodeError as error:
-            wrong[path.name] = f"byte {error.start} is 0x{data[error.start]:02x}"
+            wrong[path.name] = f"byte {error.start}: {error.reason}"
     if wrong:
         more = {"and more": len(wrong) - _SHOWN} if len(wrong) > _SHOWN else {}
         raise LoraError(
@@ -41,6 +41,9 @@ def read_captions(paths: Sequence[Path]) -> list[tuple[str, str]]:
 def _decoded(data: bytes) -> tuple[str, str]:
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
+    if "\0" in text:  # UTF-16 without its mark, where it passes for UTF-8
+        at = data.index(0)
+        raise UnicodeDecodeError("utf-8", data, at, at + 1, "zero byte")
     if is_utf16:
         remark = "UTF-16"
     elif len(text.strip().splitlines()) > 1:

@@ -90,5 +90,5 @@ class Dataset:
 
 
 def _content(samples: Iterable[Sample]) -> list[dict[str, object]]:
-    """Without paths; names stay, for they decide the order."""
-    return [{**asdict(sample), "path": "", "mask": ""} for sample in samples]
+    """Without where the files lie; names below the folder stay, for they decide the order."""
+    return [{**asdict(sample), "path": "", "mask": "", "group": ""} for sample in samples]
