@@ -67,7 +67,7 @@ def test_a_wrong_value_is_refused_by_name(options):
     with pytest.raises(LoraError) as error:
         check(DatasetSettings(**{"folder": "f", **options}))
     assert "Fix: " in str(error.value)
-    assert list(options)[0].split("_")[0] in str(error.value)
+    assert next(iter(options)).split("_")[0] in str(error.value)
 
 
 @pytest.mark.parametrize("options", IDLE, ids=str)
