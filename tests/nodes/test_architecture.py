@@ -10,7 +10,7 @@ import pytest
 from lora_workbench.nodes import NODES, node_mappings
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("lora_core", "nodes", "hosts", "headless")
+PACKAGES = ("lora_core", "nodes", "hosts", "headless", "training")
 COMFY = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server", "execution"}
 HEAVY = {"diffusers", "transformers", "peft", "accelerate", "numpy", "numba", "aiohttp"}
 COMPILED = "lora_core/patching/loops.py"  # needs the extra [cpu]; `kernels` loads it by its path
@@ -55,6 +55,11 @@ def test_nodes_know_the_core_and_the_host_protocol_only(path):
 @pytest.mark.parametrize("path", modules("hosts"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_hosts_know_the_core_and_no_node(path):
     assert imports(path)[1] <= {"lora_core", "hosts", "version.py", "version"}
+
+
+@pytest.mark.parametrize("path", modules("training"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_training_knows_the_core_and_no_host(path):
+    assert imports(path)[1] <= {"lora_core", "training"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
