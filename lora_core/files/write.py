@@ -88,7 +88,7 @@ class SafetensorsWriter:
 
     def __enter__(self) -> "SafetensorsWriter":
         """Create the temporary file at its full size and write the header."""
-        _require_target(self.path, self.overwrite)
+        require_target(self.path, self.overwrite)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         try:
             self._fd = os.open(self._temporary, flags, 0o666)
@@ -192,7 +192,7 @@ class SafetensorsWriter:
             raise ValueError(f"{len(unwritten)} tensors not written once: {name} lacks {count} B")
         os.fsync(self._fd)
         self._close()
-        _require_target(self.path, self.overwrite)
+        require_target(self.path, self.overwrite)
         self._temporary.replace(self.path)
 
     def _close(self) -> None:
@@ -212,7 +212,13 @@ def _write_at(fd: int, data: memoryview, position: int) -> int:
     return os.write(fd, data)
 
 
-def _require_target(path: Path, overwrite: bool) -> None:
+def require_target(path: Path, overwrite: bool) -> None:
+    """Check that a file can take a name.
+
+    Raises:
+        LoraError: its folder does not exist, a folder has the name, or a file has it and
+            ``overwrite`` is off.
+    """
     if not path.parent.is_dir():
         raise LoraError(
             f"{path.name}: the folder to write to does not exist.",

@@ -1,0 +1,23 @@
+"""Trained LoRAs as files that every program reads alike."""
+
+from .from_peft import trained_modules
+from .metadata import TrainingFacts, metadata
+from .tensors import DTYPES, FORMS, Form, exported_tensors, named_modules
+from .trained import TrainedModule
+from .verify import BOUNDS
+from .write import Exported, export
+
+__all__ = [
+    "BOUNDS",
+    "DTYPES",
+    "FORMS",
+    "Exported",
+    "Form",
+    "TrainedModule",
+    "TrainingFacts",
+    "export",
+    "exported_tensors",
+    "metadata",
+    "named_modules",
+    "trained_modules",
+]
