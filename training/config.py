@@ -203,3 +203,24 @@ class TrainConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a finished run's file is.
+
+    Attributes:
+        name: Of the LoRA, without ending.
+        form: ``"kohya"``, ``"diffusers"`` or ``"peft"``.
+        dtype: Of the factors in it.
+        trigger_phrase: Words that call the LoRA.
+        author: Who trained it.
+        license: Of the LoRA.
+    """
+
+    name: str = "lora"
+    form: str = "kohya"
+    dtype: str = "fp16"
+    trigger_phrase: str = ""
+    author: str = ""
+    license: str = ""

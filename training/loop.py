@@ -35,6 +35,16 @@ class History:
     losses: list[tuple[int, float]] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, state: RunState) -> "History":
+        """What a state remembers."""
+        return cls(
+            *(
+                [(int(step), value) for step, value in state.tensors[name].tolist()]
+                for name in ("losses", "validation")
+            )
+        )
+
 
 class Trainer:
     """Moves the factors of a model, step by step.
@@ -80,16 +90,15 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(model.device.type, enabled=is_fp16)
 
     def run(self) -> None:
-        """Go on from the last state to the end, to the watcher's stop, or to an early end.
+        """Go on to the end, to the watcher's stop, or to an early end.
 
         An interrupt between two steps keeps what is done, and goes on its way.
 
         Raises:
             LoraError: the loss is no number any more; the states before are kept.
         """
-        self._resume()
         try:
-            while self.step < self.steps and self.watcher.wish() is None and not self._is_settled():
+            while not self.is_complete and self.watcher.wish() is None:
                 self._advance()
         except LoraError:
             raise
@@ -97,6 +106,11 @@ class Trainer:
             self.save()
             raise
         self.save()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all steps are done, or more of them brought nothing better."""
+        return self.step >= self.steps or self._is_settled()
 
     def save(self) -> None:
         """Keep the run as it stands."""
@@ -261,16 +275,22 @@ class Trainer:
             "lower the learning rate, clip gradients (clip_norm = 1), or compute in bf16 or fp32.",
         )
 
-    def _resume(self) -> None:
+    def resume(self) -> int:
+        """Go on from the last state in the folder, if there is one; gives the steps done.
+
+        Raises:
+            LoraError: the state is damaged, or of a run that was told something else.
+        """
         state = latest_state(self.folder, self.key)
         if state is None:
-            return
+            return 0
         if state.threads != threads():
             self.watcher.noted(
                 f"the run began on {state.threads} threads and goes on with {threads()}: "
                 "its numbers will differ in their last digits."
             )
         self._load(state)
+        return self.step
 
     def _state(self) -> RunState:
         tensors = {
@@ -306,7 +326,4 @@ class Trainer:
         self._schedule.load_state_dict(state.facts["schedule"])
         self._scaler.load_state_dict(state.facts["scaler"])
         self._average.load(named("average."))
-        self.step = state.step
-        for name in ("losses", "validation"):
-            pairs = [(int(step), value) for step, value in state.tensors[name].tolist()]
-            setattr(self.history, name, pairs)
+        self.step, self.history = state.step, History.of(state)

@@ -72,8 +72,7 @@ def chosen(part: nn.Module, endings: tuple[str, ...], kinds=nn.Linear | nn.Conv2
     return [
         path
         for path, module in part.named_modules()
-        if isinstance(module, kinds)
-        and any(path.endswith(f".{ending}") for ending in endings)
+        if isinstance(module, kinds) and any(path.endswith(f".{ending}") for ending in endings)
     ]
 
 
@@ -154,7 +153,9 @@ def main() -> None:
     for family in FAMILIES:
         for number, case in enumerate(CASES):
             live = trained(family, case)
-            export(live.modules, live.table, folder / f"{family}-{number}.safetensors", dtype="fp32")
+            export(
+                live.modules, live.table, folder / f"{family}-{number}.safetensors", dtype="fp32"
+            )
             deltas = {
                 f"{target.component}/{target.canonical}": delta
                 for target, delta in live.deltas.items()

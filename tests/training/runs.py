@@ -113,6 +113,7 @@ def run(config, folder, model=None, feed=None, watcher=None, key="k"):
         trainer = Trainer(
             model, factors, feed, config, steps, folder, key, watcher, draws, lambda: None
         )
+        trainer.resume()
         try:
             trainer.run()
         finally:

@@ -1,0 +1,149 @@
+"""Whole runs: from a folder of pictures to a file, once."""
+
+import json
+
+import pytest
+import torch
+
+from lora_workbench.lora_core.binding import bind
+from lora_workbench.lora_core.errors import LoraError
+from lora_workbench.lora_core.lora import load_lora
+from lora_workbench.training.config import (
+    AdapterConfig,
+    CheckpointConfig,
+    Output,
+    PreviewConfig,
+    RunConfig,
+    TrainConfig,
+    ValidationConfig,
+)
+from lora_workbench.training.run import forget, run_key, train
+
+from .runs import Quiet, tiny_trainable
+
+SHORT = TrainConfig(
+    adapter=AdapterConfig(rank=2),
+    run=RunConfig(steps=3, batch_size=2),
+    checkpoint=CheckpointConfig(every=1),
+)
+
+
+def trained(folder, dataset, config=SHORT, watcher=None, model=None, output=None):
+    model, output = model or tiny_trainable(), output or Output(name="dots")
+    key = run_key(model, dataset, config, output)
+    runs, cache = folder / "runs" / key[:16], folder / "cache"
+    return train(model, dataset, config, output, runs, cache, watcher or Quiet(), key)
+
+
+@pytest.fixture
+def dataset(folder):
+    return folder.fill(4).scan()
+
+
+def test_a_folder_of_pictures_becomes_a_file_that_fits_the_base(dataset, tmp_path):
+    model = tiny_trainable()
+    outcome = trained(tmp_path, dataset, model=model)
+    assert (outcome.steps, outcome.new_steps, outcome.is_complete) == (3, 3, True)
+    lora = load_lora(outcome.path)
+    binding = bind(lora, model.table)
+    assert binding.unused == 0 if hasattr(binding, "unused") else binding.parts
+    metadata = lora.file.metadata
+    assert metadata["ss_output_name"] == "dots"
+    assert metadata["ss_steps"] == "3"
+    told = json.loads(metadata["lora_workbench_config"])
+    assert told["training"]["adapter"]["rank"] == 2
+    assert str(tmp_path) not in json.dumps(dict(metadata))
+
+
+def test_a_finished_run_is_not_done_again(dataset, tmp_path):
+    first = trained(tmp_path, dataset)
+    watcher = Quiet()
+    again = trained(tmp_path, dataset, watcher=watcher)
+    assert watcher.progress == []
+    assert (again.new_steps, again.steps, again.path) == (0, 3, first.path)
+    assert again.history.losses == first.history.losses
+    assert first.path.read_bytes() == again.path.read_bytes()
+
+
+def test_a_lost_file_is_made_again_without_a_step(dataset, tmp_path):
+    first = trained(tmp_path, dataset)
+    content = first.path.read_bytes()
+    first.path.unlink()
+    again = trained(tmp_path, dataset)
+    assert again.new_steps == 0
+    assert again.path.read_bytes() == content
+
+
+def test_a_stopped_run_gives_what_it_has_and_goes_on(dataset, tmp_path):
+    stopped = trained(tmp_path, dataset, watcher=Quiet(stop_after=1))
+    assert (stopped.steps, stopped.is_complete) == (1, False)
+    assert load_lora(stopped.path).modules
+    rest = trained(tmp_path, dataset)
+    assert (rest.steps, rest.new_steps, rest.is_complete) == (3, 2, True)
+    whole = trained(tmp_path / "whole", dataset)
+    assert rest.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_another_picture_caption_seed_or_base_is_another_run(folder, tmp_path):
+    keys = set()
+    for change in (None, "caption", "picture", "seed", "base"):
+        dataset = folder.fill(3).scan()
+        config, model = SHORT, tiny_trainable()
+        if change == "caption":
+            folder.add("000.png", caption="another")
+            dataset = folder.scan()
+        if change == "picture":
+            folder.add("new.png", caption="new")
+            dataset = folder.scan()
+        if change == "seed":
+            config = TrainConfig(**{**vars(SHORT), "run": RunConfig(3, batch_size=2, seed=1)})
+        if change == "base":
+            with torch.no_grad():
+                next(model.parts["unet"].parameters()).add_(1)
+            model = type(model)(model._model, model._clip, model._vae)
+        keys.add(run_key(model, dataset, config, Output()))
+    assert len(keys) == 5
+
+
+def test_forgetting_begins_again(dataset, tmp_path):
+    first = trained(tmp_path, dataset)
+    forget(first.path.parent)
+    assert trained(tmp_path, dataset).new_steps == 3
+
+
+def test_previews_are_pictures_with_the_lora_and_change_no_bit(dataset, tmp_path):
+    preview = PreviewConfig(every=2, prompts=("a dot", "two dots"), steps=2, size=(64, 64))
+    shown = TrainConfig(**{**vars(SHORT), "preview": preview})
+    watcher = Quiet()
+    with_previews = trained(tmp_path / "a", dataset, shown, watcher)
+    without = trained(tmp_path / "b", dataset)
+    assert [(step, prompt) for step, prompt, _ in watcher.pictures] == [
+        (2, "a dot"),
+        (2, "two dots"),
+    ]
+    assert all(picture.ndim == 3 and picture.shape[-1] == 3 for _, _, picture in watcher.pictures)
+    assert with_previews.path.read_bytes() == without.path.read_bytes()
+
+
+def test_the_options_that_would_do_nothing_are_refused(dataset, tmp_path):
+    idle = {
+        "validation.every": {"validation": ValidationConfig(every=1)},
+        "preview.every": {"preview": PreviewConfig(every=1)},
+        "validation.patience": {"validation": ValidationConfig(patience=2)},
+        "run.epochs": {"run": RunConfig(steps=2, epochs=1)},
+    }
+    for name, change in idle.items():
+        with pytest.raises(LoraError, match=f"{name} would do nothing"):
+            trained(tmp_path, dataset, TrainConfig(**{**vars(SHORT), **change}))
+
+
+def test_numbers_that_cannot_be_meant_are_refused(dataset, tmp_path):
+    wrong = {
+        "adapter.rank": {"adapter": AdapterConfig(rank=0)},
+        "adapter.dropout": {"adapter": AdapterConfig(dropout=1.0)},
+        "run.steps": {"run": RunConfig(steps=-1)},
+        "run.ema": {"run": RunConfig(ema=1.0)},
+    }
+    for name, change in wrong.items():
+        with pytest.raises(LoraError, match=f"{name} cannot be"):
+            trained(tmp_path, dataset, TrainConfig(**{**vars(SHORT), **change}))

@@ -1,0 +1,101 @@
+"""What a run says of itself in the header of its file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from .config import Output, TrainConfig
+from .dataset.captions import plain_caption
+from .dataset.data import Dataset
+from .dataset.facts import dataset_facts, tag_frequency
+from .export import TrainingFacts, metadata
+from .export.metadata import KOHYA_KEYS
+from .targets import TrainedTarget
+from .trainable import Trainable
+
+_CAPTIONS = 20
+_PLACES = ("folder", "regularisation", "mask_folder", "validation_folder")
+
+
+def training_facts(
+    dataset: Dataset,
+    config: TrainConfig,
+    output: Output,
+    model: Trainable,
+    targets: Sequence[TrainedTarget],
+    step: int,
+    steps: int,
+) -> Mapping[str, str]:
+    """Header of a run's file, text by name.
+
+    Args:
+        dataset: What was trained on.
+        config: How.
+        output: Author, licence and words.
+        model: The base.
+        targets: What was trained of it.
+        step: Optimiser steps done.
+        steps: Optimiser steps planned.
+    """
+    found = dataset_facts(dataset, config.run.batch_size)
+    more = {
+        name.removeprefix("ss_"): value
+        for name, value in found.items()
+        if name.removeprefix("ss_") in KOHYA_KEYS and value is not None
+    }
+    more |= _kohya_options(config)
+    ranks = {target.rank for target in targets}
+    alphas = {target.alpha for target in targets}
+    per_epoch = found["ss_num_batches_per_epoch"] or 1
+    data: dict[str, Any] = {"dataset": asdict(dataset.settings), "training": asdict(config)}
+    data["dataset"] |= dict.fromkeys(
+        ("folder", "regularisation", "mask_folder", "validation_folder"), ""
+    )
+    facts = TrainingFacts(
+        name=output.name,
+        family=model.table.family,
+        v_prediction=model.levels.prediction == "v_prediction",
+        rank=next(iter(ranks)) if len(ranks) == 1 else None,
+        alpha=next(iter(alphas)) if len(alphas) == 1 else None,
+        is_dora=config.adapter.method == "dora",
+        resolution=dataset.settings.target,
+        learning_rate=config.optimizer.rate,
+        optimizer=config.optimizer.name,
+        seed=config.run.seed,
+        steps=step,
+        max_steps=steps,
+        epoch=step * config.run.accumulation // per_epoch,
+        epochs=-(-steps * config.run.accumulation // per_epoch),
+        images=found["ss_num_train_images"],
+        datasets=found["ss_datasets"],
+        dataset_dirs=found["ss_dataset_dirs"],
+        tag_frequency=tag_frequency(dataset),
+        sample_captions=[
+            plain_caption(sample, dataset.settings) for sample in dataset.samples[:_CAPTIONS]
+        ],
+        author=output.author or None,
+        license=output.license or None,
+        trigger_phrase=output.trigger_phrase or None,
+        config=data,
+        more=more,
+    )
+    return metadata(facts)
+
+
+def _kohya_options(config: TrainConfig) -> dict[str, object]:
+    optimizer, objective, run = config.optimizer, config.objective, config.run
+    return {
+        "unet_lr": optimizer.rate,
+        "text_encoder_lr": optimizer.text_encoder_rate or optimizer.rate,
+        "lr_scheduler": optimizer.schedule,
+        "lr_warmup_steps": optimizer.warmup_steps,
+        "max_grad_norm": optimizer.clip_norm,
+        "gradient_checkpointing": bool(run.gradient_checkpointing),
+        "gradient_accumulation_steps": run.accumulation,
+        "mixed_precision": "no" if run.precision == "fp32" else run.precision,
+        "noise_offset": objective.noise_offset,
+        "min_snr_gamma": objective.min_snr_gamma,
+        "loss_type": objective.loss,
+        "huber_c": objective.huber_delta,
+        "network_dropout": config.adapter.dropout,
+    }

@@ -1,0 +1,216 @@
+"""One run from its configuration to a verified file; a run that is done is not done again."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..lora_core.lora import Lora, load_lora, lora_from_tensors
+from ..version import VERSION
+from .checkpointing import checkpointed
+from .checks import check
+from .config import Output, TrainConfig
+from .dataset.data import Dataset
+from .dropout import Draws
+from .export import Exported, TrainedModule, export, exported_tensors, named_modules
+from .export.from_peft import trained_modules
+from .injection import Factors, injected
+from .loop import History, Trainer
+from .metadata_facts import training_facts
+from .picture_feed import PictureFeed
+from .state import RunState, latest_state
+from .targets import TrainedTarget, choose_targets
+from .trainable import Trainable
+from .watcher import Watcher
+
+_FINISHED, _RECEIPT = "lora.safetensors", "receipt.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left.
+
+    Attributes:
+        path: The file in the run's folder.
+        lora: Its content.
+        history: What was measured.
+        steps: Optimiser steps done in all, and
+        new_steps: in this call.
+        is_complete: Whether the run came to its end.
+        warnings: What a user may not expect of the file.
+    """
+
+    path: Path
+    lora: Lora
+    history: History
+    steps: int
+    new_steps: int
+    is_complete: bool
+    warnings: tuple[str, ...]
+
+
+def run_key(model: Trainable, dataset: Dataset, config: TrainConfig, output: Output) -> str:
+    """Of everything that decides the file; previews and checkpoints do not."""
+    told = asdict(config)
+    del told["preview"], told["checkpoint"]
+    parts = [
+        VERSION,
+        told,
+        asdict(output),
+        dataset.sha256,
+        model.identity,
+        model.autoencoder,
+        model.text,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def train(
+    model: Trainable,
+    dataset: Dataset,
+    config: TrainConfig,
+    output: Output,
+    folder: Path,
+    cache: Path,
+    watcher: Watcher,
+    key: str,
+) -> Outcome:
+    """Train, or go on with an interrupted run, or give what a finished run left.
+
+    Args:
+        model: Of a host.
+        dataset: Of a scan.
+        config: How.
+        output: What to make of it.
+        folder: Of this run alone: its states, its file.
+        cache: Of latents and conditions, shared by runs.
+        watcher: Is told of each step, and may end the run.
+        key: ``run_key`` of the same.
+
+    Raises:
+        LoraError: something cannot be used, does nothing, or went wrong; states are kept.
+    """
+    finished = _finished(folder, key)
+    if finished is not None:
+        return finished
+    check(config, model.levels, bool(dataset.validation))
+    targets = choose_targets(model.parts, model.weights, config.adapter)
+    draws, seed = Draws(config.run.seed), config.run.seed
+    with ExitStack() as stack:
+        stack.enter_context(model.loaded())
+        factors = stack.enter_context(injected(model.parts, targets, config.adapter, seed, draws))
+        for part in _trained_parts(model, targets):
+            depth = config.run.gradient_checkpointing
+            stack.enter_context(checkpointed(part, depth, draws))
+        frozen_text = not config.adapter.text_encoder
+        feed = PictureFeed(model, dataset, config.run.batch_size, seed, cache, frozen_text)
+        steps = planned_steps(config, feed.batches_per_epoch)
+        trainer = Trainer(
+            model,
+            factors,
+            feed,
+            config,
+            steps,
+            folder,
+            key,
+            watcher,
+            draws,
+            lambda: _live_lora(output.name, modules_of(model, factors), model),
+        )
+        before = trainer.resume()
+        trainer.run()
+        facts = training_facts(dataset, config, output, model, targets, trainer.step, steps)
+        with trainer.averaged():
+            modules = modules_of(model, factors)
+            is_complete = trainer.is_complete
+            exported = _export(modules, model, folder, output, facts, trainer.step, is_complete)
+    if is_complete:
+        _write_receipt(folder, key, exported)
+    lora = load_lora(exported.path)
+    new = trainer.step - before
+    return Outcome(
+        exported.path, lora, trainer.history, trainer.step, new, is_complete, exported.warnings
+    )
+
+
+def forget(folder: Path) -> None:
+    """Delete what a run left, so that it begins again."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def planned_steps(config: TrainConfig, batches_per_epoch: int) -> int:
+    """Optimiser steps of a run."""
+    run = config.run
+    return run.steps or -(-run.epochs * batches_per_epoch // run.accumulation)
+
+
+def modules_of(model: Trainable, factors: Sequence[Factors]) -> list[TrainedModule]:
+    """The factors as they are, for the exporter."""
+    starts = {(f.trained.component, f.trained.module): f.initial for f in factors if f.initial}
+    found: list[TrainedModule] = []
+    for component, part in model.parts.items():
+        own = [f.trained for f in factors if f.trained.component == component]
+        targets = {trained.module: trained.target for trained in own}
+        initial = {
+            t.module: starts[component, t.module] for t in own if (component, t.module) in starts
+        }
+        found += trained_modules(part, targets, initial=initial) if targets else []
+    return found
+
+
+def _trained_parts(model: Trainable, targets: Sequence[TrainedTarget]) -> Iterator[object]:
+    for name in dict.fromkeys(target.component for target in targets):
+        if name == "unet":
+            yield model.parts[name]
+
+
+def _live_lora(name: str, modules: Sequence[TrainedModule], model: Trainable) -> Lora:
+    tensors = exported_tensors(named_modules(modules, model.table), dtype="fp32")
+    return lora_from_tensors(name, {key: tensor.clone() for key, tensor in tensors.items()})
+
+
+def _export(
+    modules: Sequence[TrainedModule],
+    model: Trainable,
+    folder: Path,
+    output: Output,
+    facts: Mapping[str, str],
+    step: int,
+    is_complete: bool,
+) -> Exported:
+    folder.mkdir(parents=True, exist_ok=True)
+    name = _FINISHED if is_complete else f"lora-step-{step:08}.safetensors"
+    return export(
+        modules, model.table, folder / name, output.form, output.dtype, facts, overwrite=True
+    )
+
+
+def _write_receipt(folder: Path, key: str, exported: Exported) -> None:
+    """Last of all: a run without it is not finished."""
+    told = {"key": key, "sha256": exported.sha256, "warnings": list(exported.warnings)}
+    draft = folder / f"{_RECEIPT}.new"
+    draft.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    draft.replace(folder / _RECEIPT)
+
+
+def _finished(folder: Path, key: str) -> Outcome | None:
+    receipt = folder / _RECEIPT
+    if not receipt.is_file():
+        return None
+    told = json.loads(receipt.read_text(encoding="utf-8"))
+    path = folder / _FINISHED
+    if told["key"] != key or not path.is_file():
+        return None
+    lora = load_lora(path)
+    if lora.sha256 != told["sha256"]:
+        return None  # the last state makes it again
+    state = latest_state(folder, key)
+    history = History.of(state) if state is not None else History()
+    steps = state.step if state is not None else 0
+    return Outcome(path, lora, history, steps, 0, True, tuple(told["warnings"]))
+
+
+__all__ = ["Outcome", "Output", "RunState", "forget", "run_key", "train"]
