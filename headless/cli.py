@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from ..lora_core.errors import LoraError
 from ..version import VERSION
-from . import demo, inspect_command, merge_command, run_command
+from . import demo, inspect_command, merge_command, run_command, train_command
 from .messages import write_error
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
@@ -23,6 +23,7 @@ _COMMANDS = {
     "inspect": inspect_command,
     "merge": merge_command,
     "run": run_command,
+    "train": train_command,
     "demo": demo,
 }
 
@@ -86,7 +87,7 @@ def _run(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="lora-workbench",
-        description="Inspect, stack, weight, merge and un-merge LoRAs.",
+        description="Inspect, stack, weight, merge, un-merge and train LoRAs.",
         epilog="Exit codes: 0 done, 1 failed while running, 2 the input is wrong.",
     )
     parser.add_argument("--version", action="version", version=f"lora-workbench {VERSION}")

@@ -67,10 +67,7 @@ def to_data(config: TrainConfig) -> dict[str, Any]:
 def _value(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401  what a hint says
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        (kind,) = (each for each in arguments if each is not type(None))
-        return _value(kind, value, where)
+        return _one_of([each for each in arguments if each is not type(None)], value, where)
     if origin is typing.Literal:
         if value not in arguments:
             raise UnknownChoiceError(where, str(value), arguments)
@@ -82,6 +79,16 @@ def _value(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401  what a
             raise _wrong(where, "a table", value)
         return read_config(kind, value, where)
     return _plain(kind, value, where)
+
+
+def _one_of(kinds: list[Any], value: object, where: str) -> Any:  # noqa: ANN401
+    """The value as the first kind that takes it; None is never written, a default alone."""
+    for kind in kinds[:-1]:
+        try:
+            return _value(kind, value, where)
+        except LoraError:
+            continue
+    return _value(kinds[-1], value, where)
 
 
 def _tuple(kinds: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:

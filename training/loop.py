@@ -1,5 +1,6 @@
 """The loop: steps, and what is done between them."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -13,6 +14,7 @@ from ..lora_core.errors import LoraError
 from ..lora_core.lora import Lora
 from .average import Average
 from .config import TrainConfig
+from .cost import Measured, measured
 from .dropout import Draws
 from .feed import Batch, Feed, SampleKey
 from .injection import Factors, ejected
@@ -136,21 +138,18 @@ class Trainer:
             self.save()
         self._preview()
 
+    def measure(self) -> Measured:
+        """Time and memory of the coming step; nothing is moved."""
+        weights = [p for part in self.model.parts.values() for p in part.parameters()]
+        found = measured(self._gradients, weights)
+        self._clear()
+        return found
+
     def _optimizer_step(self) -> tuple[float, float]:
         """Loss of the step's samples, and the norm of their gradients before clipping."""
-        micros = list(self._micros())
-        count = sum(len(picks) for picks, _ in micros)
-        self._optimizer.zero_grad(set_to_none=False)
-        loss = torch.zeros((), device=self.model.device)
-        for picks, keys in micros:
-            own_picks, own_keys = self.processes.share(picks), self.processes.share(keys)
-            if not own_picks:
-                continue
-            share = self._losses(self.feed.load(own_picks, own_keys), own_keys).sum() / count
-            self._scaler.scale(share).backward()
-            loss += share.detach()
-        total = float(self.processes.summed(loss))
-        if not torch.isfinite(torch.tensor(total)):
+        self._clear()
+        loss = self._gradients()
+        if not math.isfinite(loss):
             raise self._diverged()
         self.processes.sum_gradients(self._parameters)
         self._scaler.unscale_(self._optimizer)
@@ -160,7 +159,24 @@ class Trainer:
         self._scaler.update()
         self._schedule.step()
         self._average.step()
-        return total, norm
+        return loss, norm
+
+    def _clear(self) -> None:
+        self._optimizer.zero_grad(set_to_none=False)
+
+    def _gradients(self) -> float:
+        """Add the step's gradients, those of this process's samples; gives the loss of all."""
+        micros = list(self._micros())
+        count = sum(len(picks) for picks, _ in micros)
+        loss = torch.zeros((), device=self.model.device)
+        for picks, keys in micros:
+            own_picks, own_keys = self.processes.share(picks), self.processes.share(keys)
+            if not own_picks:
+                continue
+            share = self._losses(self.feed.load(own_picks, own_keys), own_keys).sum() / count
+            self._scaler.scale(share).backward()
+            loss += share.detach()
+        return float(self.processes.summed(loss))
 
     def _micros(self) -> Iterator[_Micro]:
         """The batches of this optimiser step, over all processes; the last of a run may be less."""

@@ -19,13 +19,17 @@ class Processes:
     def __init__(self) -> None:
         from accelerate.state import PartialState
 
-        state = PartialState()
+        self._state = state = PartialState()
         self._rank, self.count = state.process_index, state.num_processes
 
     @property
     def is_first(self) -> bool:
         """Whether this is the one that writes files."""
         return self._rank == 0
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        self._state.wait_for_everyone()
 
     def share(self, samples: Sequence[_T]) -> Sequence[_T]:
         """This process's part of a batch."""

@@ -13,15 +13,16 @@ from ..version import VERSION
 from .checkpointing import checkpointed
 from .checks import check
 from .config import Output, TrainConfig
+from .cost import cost_text, size_of
 from .dataset.data import Dataset
 from .dropout import Draws
-from .export import Exported, TrainedModule, export, exported_tensors, named_modules
+from .export import TrainedModule, export, exported_tensors, named_modules
 from .export.from_peft import trained_modules
 from .injection import Factors, injected
 from .loop import History, Trainer
 from .metadata_facts import training_facts
 from .picture_feed import PictureFeed
-from .state import RunState, latest_state
+from .state import latest_state
 from .targets import TrainedTarget, choose_targets
 from .trainable import Trainable
 from .watcher import Watcher
@@ -121,19 +122,21 @@ def train(
             lambda: _live_lora(output.name, modules_of(model, factors), model),
         )
         before = trainer.resume()
+        if not trainer.is_complete:
+            size = size_of(factors, model.parts, output.dtype)
+            watcher.noted(cost_text(size, trainer.measure(), steps - before))
         trainer.run()
-        facts = training_facts(dataset, config, output, model, targets, trainer.step, steps)
-        with trainer.averaged():
-            modules = modules_of(model, factors)
-            is_complete = trainer.is_complete
-            exported = _export(modules, model, folder, output, facts, trainer.step, is_complete)
-    if is_complete:
-        _write_receipt(folder, key, exported)
-    lora = load_lora(exported.path)
+        is_complete = trainer.is_complete
+        path = folder / (_FINISHED if is_complete else f"lora-step-{trainer.step:08}.safetensors")
+        warnings: tuple[str, ...] = ()
+        if trainer.processes.is_first:
+            facts = training_facts(dataset, config, output, model, targets, trainer.step, steps)
+            with trainer.averaged():
+                modules = modules_of(model, factors)
+                warnings = _export(modules, model, path, output, facts, key if is_complete else "")
+        trainer.processes.wait()
     new = trainer.step - before
-    return Outcome(
-        exported.path, lora, trainer.history, trainer.step, new, is_complete, exported.warnings
-    )
+    return Outcome(path, load_lora(path), trainer.history, trainer.step, new, is_complete, warnings)
 
 
 def forget(folder: Path) -> None:
@@ -175,25 +178,20 @@ def _live_lora(name: str, modules: Sequence[TrainedModule], model: Trainable) ->
 def _export(
     modules: Sequence[TrainedModule],
     model: Trainable,
-    folder: Path,
+    path: Path,
     output: Output,
     facts: Mapping[str, str],
-    step: int,
-    is_complete: bool,
-) -> Exported:
-    folder.mkdir(parents=True, exist_ok=True)
-    name = _FINISHED if is_complete else f"lora-step-{step:08}.safetensors"
-    return export(
-        modules, model.table, folder / name, output.form, output.dtype, facts, overwrite=True
-    )
-
-
-def _write_receipt(folder: Path, key: str, exported: Exported) -> None:
-    """Last of all: a run without it is not finished."""
-    told = {"key": key, "sha256": exported.sha256, "warnings": list(exported.warnings)}
-    draft = folder / f"{_RECEIPT}.new"
-    draft.write_text(json.dumps(told, indent=1), encoding="utf-8")
-    draft.replace(folder / _RECEIPT)
+    finished_key: str,
+) -> tuple[str, ...]:
+    """Write the file; a finished run gets its receipt last of all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = export(modules, model.table, path, output.form, output.dtype, facts, overwrite=True)
+    if finished_key:
+        told = {"key": finished_key, "sha256": found.sha256, "warnings": list(found.warnings)}
+        draft = path.with_name(f"{_RECEIPT}.new")
+        draft.write_text(json.dumps(told, indent=1), encoding="utf-8")
+        draft.replace(path.with_name(_RECEIPT))
+    return found.warnings
 
 
 def _finished(folder: Path, key: str) -> Outcome | None:
@@ -211,6 +209,3 @@ def _finished(folder: Path, key: str) -> Outcome | None:
     history = History.of(state) if state is not None else History()
     steps = state.step if state is not None else 0
     return Outcome(path, lora, history, steps, 0, True, tuple(told["warnings"]))
-
-
-__all__ = ["Outcome", "Output", "RunState", "forget", "run_key", "train"]

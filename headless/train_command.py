@@ -1,0 +1,151 @@
+"""``lora-workbench train``: a LoRA from a folder of pictures, without ComfyUI."""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..lora_core.errors import LoraError
+from .messages import write_text
+from .run_embedded import missing_libraries
+from .train_keys import example_config, key_table
+from .user_folder import user_folder
+
+if TYPE_CHECKING:
+    from ..training.run import Outcome
+
+HELP = "train a LoRA on pictures with captions"
+DESCRIPTION = """\
+Train a LoRA on a folder of pictures and their captions, as a TOML file says.
+
+The same file, pictures and base never train twice: a finished run gives its LoRA at once, an
+interrupted one goes on where it stopped, with the same bits as if it never had. Ctrl-C stops after
+the current step and writes what was learnt; a second one ends the run at once, and its last state
+is kept."""
+EPILOG = """\
+examples:
+  lora-workbench train --example > cat.toml      every key with its default and what it means
+  lora-workbench train cat.toml -o cat.safetensors
+  accelerate launch --num_processes 2 -m lora_workbench.headless.cli train cat.toml
+
+exit codes: 0 the LoRA is trained and written; 1 stopped before its end, or failed while running;
+2 the input is wrong."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("config", metavar="CONFIG", nargs="?", type=Path, help="a TOML file")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, help="the .safetensors to write"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing output")
+    parser.add_argument("--retrain", action="store_true", help="forget what the same run has done")
+    parser.add_argument(
+        "--runs",
+        metavar="FOLDER",
+        type=Path,
+        help="where states of runs, latents and previews are kept; default the user's cache",
+    )
+    parser.add_argument("--check", action="store_true", help="look at everything, train nothing")
+    parser.add_argument("--example", action="store_true", help="print a file with every key")
+    parser.add_argument("--keys", action="store_true", help="print a table of every key")
+    parser.add_argument("--json", action="store_true", help="print the receipt as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, then print the receipt."""
+    if options.example or options.keys:
+        print(example_config() if options.example else key_table())
+        return 0
+    if options.config is None:
+        raise LoraError("There is no configuration.", fix="name a TOML file; --example prints one.")
+    _require_libraries()
+    return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .train_run import checked_run, trained
+
+    prepared = checked_run(options.config, options.runs or user_folder() / "training")
+    if options.check:
+        write_text(prepared.report)
+        return 0
+    output = _output(options)
+    outcome = trained(prepared, options.retrain)
+    if not prepared.is_first_process:
+        return 0
+    written = _written(outcome, output)
+    receipt = _receipt(outcome, written)
+    print(json.dumps(receipt, indent=2) if options.json else _text(receipt))
+    return 0 if outcome.is_complete else 1
+
+
+def _require_libraries() -> None:
+    import importlib.util
+
+    missing = missing_libraries()
+    missing += [name for name in ("peft", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise LoraError(
+            "Training needs libraries that are not installed.",
+            {"Missing": ", ".join(missing)},
+            'pip install "comfyui-lora-workbench[train]"',
+        )
+
+
+def _output(options: argparse.Namespace) -> Path | None:
+    output: Path | None = options.output
+    if output is None:
+        return None
+    if output.exists() and not options.force:
+        raise LoraError(f"{output.name} exists.", {"Path": output}, "name another, or add --force.")
+    if not output.parent.is_dir():
+        raise LoraError("The output's folder does not exist.", {"Path": output}, "make it first.")
+    return output
+
+
+def _written(outcome: "Outcome", output: Path | None) -> Path:
+    """The LoRA under the name that was asked for, whole or not at all."""
+    if output is None:
+        return outcome.path
+    if not outcome.is_complete:
+        steps = f"{output.stem}-step-{outcome.steps:08}{output.suffix}"
+        output = output.with_name(steps)
+    draft = output.with_name(f".{output.name}.new")
+    try:
+        shutil.copyfile(outcome.path, draft)
+        draft.replace(output)
+    finally:
+        draft.unlink(missing_ok=True)
+    return output
+
+
+def _receipt(outcome: "Outcome", path: Path) -> dict[str, Any]:
+    losses, measured = outcome.history.losses, outcome.history.validation
+    return {
+        "file": str(path),
+        "sha256": outcome.lora.sha256,
+        "modules": len(outcome.lora.modules),
+        "steps": outcome.steps,
+        "new_steps": outcome.new_steps,
+        "is_complete": outcome.is_complete,
+        "last_loss": losses[-1][1] if losses else None,
+        "best_validation_loss": min((loss for _, loss in measured), default=None),
+        "run_folder": str(outcome.path.parent),
+        "warnings": list(outcome.warnings),
+    }
+
+
+def _text(receipt: dict[str, Any]) -> str:
+    done = "trained" if receipt["is_complete"] else "stopped; the same command goes on"
+    lines = [
+        f"{receipt['file']}",
+        f"  {done}: {receipt['steps']} steps, {receipt['new_steps']} of them now",
+        f"  modules: {receipt['modules']}",
+    ]
+    if receipt["last_loss"] is not None:
+        lines.append(f"  last loss: {receipt['last_loss']:.4f}")
+    if receipt["best_validation_loss"] is not None:
+        lines.append(f"  best validation loss: {receipt['best_validation_loss']:.4f}")
+    return "\n".join([*lines, *(f"  {warning}" for warning in receipt["warnings"])])

@@ -1,0 +1,215 @@
+"""A training run on the embedded host, from its file to its outcome."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..hosts.embedded.checkpoints import load_checkpoint
+from ..hosts.embedded.handles import Clip, Model, Vae
+from ..hosts.embedded.parts import Checkpoint
+from ..hosts.embedded.trainable import EmbeddedTrainable
+from ..lora_core.errors import LoraError
+from ..training.checks import check
+from ..training.config_file import read_config, read_toml
+from ..training.dataset.data import Dataset
+from ..training.dataset.report import report
+from ..training.dataset.scan import scan
+from ..training.file_config import FileConfig, ModelConfig
+from ..training.processes import Processes
+from ..training.run import Outcome, forget, run_key, train
+from ..training.targets import choose_targets
+from ..training.watcher import Progress
+from .messages import write_text
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_FOLDERS = ("folder", "regularisation", "mask_folder", "validation_folder")
+_KEY_LETTERS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A run whose inputs are all there and fit.
+
+    Attributes:
+        config: What the file says, with whole paths.
+        model: Loaded.
+        dataset: Scanned.
+        folder: Of runs.
+        is_first_process: Whether this process writes.
+    """
+
+    config: FileConfig
+    model: EmbeddedTrainable
+    dataset: Dataset
+    folder: Path
+    is_first_process: bool
+
+    @property
+    def report(self) -> str:
+        """What is known before the first step."""
+        targets = choose_targets(self.model.parts, self.model.weights, self.config.adapter)
+        pictures = report(self.dataset, self.config.run.batch_size)
+        return f"{pictures}\n{len(targets)} modules would be trained."
+
+
+def checked_run(path: Path, runs: Path) -> Prepared:
+    """Load and look at everything that a file names.
+
+    Raises:
+        LoraError: something is wrong with it.
+    """
+    config = _with_whole_paths(read_config(FileConfig, read_toml(path)), path.parent)
+    dataset = scan(config.dataset)
+    model = _model(config.model)
+    check(config.training, model.levels, bool(dataset.validation))
+    return Prepared(config, model, dataset, runs, Processes().is_first)
+
+
+def trained(prepared: Prepared, retrain: bool) -> Outcome:
+    """Train, with progress on standard error."""
+    config = prepared.config
+    key = run_key(prepared.model, prepared.dataset, config.training, config.output)
+    folder = prepared.folder / key[:_KEY_LETTERS]
+    if retrain:
+        forget(folder)
+    if prepared.is_first_process:
+        write_text(report(prepared.dataset, config.run.batch_size))
+    with _stop_on_interrupt() as stop, _bar(prepared.is_first_process) as bar:
+        watcher = CommandWatcher(stop, bar, folder / "previews")
+        return train(
+            prepared.model,
+            prepared.dataset,
+            config.training,
+            config.output,
+            folder,
+            prepared.folder / "cache",
+            watcher,
+            key,
+        )
+
+
+class CommandWatcher:
+    """Shows a run on standard error.
+
+    Args:
+        stop: Whether Ctrl-C was pressed.
+        bar: Of tqdm, or None.
+        previews: Folder of preview pictures.
+    """
+
+    def __init__(self, stop: "_Stop", bar: Any, previews: Path) -> None:  # noqa: ANN401
+        self._stop, self._bar, self._previews = stop, bar, previews
+
+    def wish(self) -> Literal["keep"] | None:
+        """``"keep"`` after Ctrl-C."""
+        return "keep" if self._stop.asked else None
+
+    def stepped(self, progress: Progress) -> None:
+        """Move the bar."""
+        if self._bar is None:
+            return
+        self._bar.total, self._bar.n = progress.total, progress.step
+        self._bar.set_postfix_str(f"loss {progress.loss:.4f}, rate {progress.rate:.2e}")
+
+    def validated(self, step: int, loss: float) -> None:
+        """Say the loss."""
+        self.noted(f"step {step}: validation loss {loss:.5f}")
+
+    def pictured(self, step: int, prompt: str, picture: Tensor) -> None:
+        """Keep the picture beside the run's states."""
+        from PIL import Image
+
+        self._previews.mkdir(parents=True, exist_ok=True)
+        number = len(list(self._previews.glob(f"step-{step:08}-*.png"))) + 1
+        pixels = (picture.clamp(0, 1) * 255).round().byte().cpu().numpy()
+        Image.fromarray(pixels).save(self._previews / f"step-{step:08}-{number}.png")
+
+    def noted(self, text: str) -> None:
+        """Say it."""
+        if self._bar is not None:
+            self._bar.clear()
+        write_text(text)
+
+
+class _Stop:
+    """Whether Ctrl-C was pressed."""
+
+    asked = False
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[_Stop]:
+    """The first Ctrl-C asks, the second one interrupts."""
+    stop = _Stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        write_text("stopping after this step; Ctrl-C again ends the run at once.")
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _bar(is_shown: bool) -> Iterator[Any]:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield None
+        return
+    with tqdm(
+        total=0, unit="step", leave=False, disable=None if is_shown else True, file=sys.stderr
+    ) as bar:  # fmt: skip
+        yield bar
+
+
+def _with_whole_paths(config: FileConfig, beside: Path) -> FileConfig:
+    """Paths are taken from the configuration's folder."""
+    named = {name: getattr(config.dataset, name) for name in _FOLDERS}
+    whole = {name: str(beside / path) for name, path in named.items() if path}
+    checkpoint = str(beside / Path(config.model.checkpoint).expanduser())
+    return replace(
+        config,
+        dataset=replace(config.dataset, **whole),
+        model=replace(config.model, checkpoint=checkpoint),
+    )
+
+
+def _model(config: ModelConfig) -> EmbeddedTrainable:
+    device = config.device
+    if device == "auto":
+        device = _accelerator()
+    found = load_checkpoint(Path(config.checkpoint), _DTYPES[config.dtype], device)
+    if found.text is None or found.vae is None:
+        raise _incomplete(found)
+    clip = replace(Clip.of(found.text), skip=config.clip_skip)
+    return EmbeddedTrainable(Model.of(found.diffusion), clip, Vae(found.vae))
+
+
+def _accelerator() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _incomplete(found: Checkpoint) -> LoraError:
+    parts = {"text encoder": found.text, "autoencoder": found.vae}
+    missing = [name for name, part in parts.items() if part is None]
+    return LoraError(
+        "The checkpoint lacks what training needs.",
+        {"Missing": " and ".join(missing)},
+        "take a whole checkpoint, or a folder in diffusers' form.",
+    )

@@ -1,0 +1,113 @@
+"""What a run will cost, before its first step."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .injection import Factors
+
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is trained and stored.
+
+    Attributes:
+        modules: That get factors.
+        parameters: Numbers that are trained.
+        share: Of the model's own numbers.
+        file_bytes: Of the finished file, without its header.
+        state_bytes: Of the factors, their gradients and two numbers of an optimiser for each.
+    """
+
+    modules: int
+    parameters: int
+    share: float
+    file_bytes: int
+    state_bytes: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one step, run once without moving anything.
+
+    Attributes:
+        seconds: Forward and backward of all its batches.
+        kept_bytes: Activations kept for the backward pass of one batch.
+    """
+
+    seconds: float
+    kept_bytes: int
+
+
+def size_of(factors: Sequence[Factors], parts: Mapping[str, nn.Module], dtype: str) -> Size:
+    """What factors of a model cost.
+
+    Args:
+        factors: All of the run.
+        parts: The model's parts; those that are trained count as the model.
+        dtype: Of the finished file.
+    """
+    trained = [parameter for each in factors for parameter in each.parameters.values()]
+    count = sum(parameter.numel() for parameter in trained)
+    components = {each.trained.component for each in factors}
+    whole = sum(p.numel() for name in components for p in parts[name].parameters()) - count
+    return Size(
+        len(factors), count, count / whole, count * _BYTES[dtype] + 4 * len(factors), count * 4 * 4
+    )
+
+
+def measured(step: Callable[[], object], parameters: Iterable[Tensor]) -> Measured:
+    """Run a step and look at it.
+
+    Args:
+        step: Computes gradients and moves nothing.
+        parameters: What is always there, and no activation.
+    """
+    known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    started = time.perf_counter()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        step()
+    return Measured(time.perf_counter() - started, sum(kept.values()))
+
+
+def cost_text(size: Size, one: Measured | None, steps: int) -> str:
+    """The estimate in one line for each fact."""
+    lines = [
+        f"{size.parameters:,} numbers in {size.modules} modules are trained, "
+        f"{size.share:.2%} of the model",
+        f"file: {_bytes(size.file_bytes)}",
+        f"memory of factors and optimizer: {_bytes(size.state_bytes)}",
+    ]
+    if one is not None:
+        lines += [
+            f"memory of kept activations: {_bytes(one.kept_bytes)}",
+            f"time: about {duration(one.seconds * steps)} for {steps} steps, "
+            f"{one.seconds:.2f} s each, as the first one measured",
+        ]
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """In hours, minutes and seconds, to the unit that matters."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
