@@ -1,0 +1,132 @@
+"""What Train LoRA does between its inputs and its outputs."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..hosts.protocol import Host, Live
+from ..training.config import Output, TrainConfig
+from ..training.cost import duration
+from ..training.dataset.data import Dataset
+from ..training.run import Outcome, forget, run_key, train
+from ..training.watcher import Progress
+from .charts import line_chart
+from .lora_model import LoraModel
+
+_KEY_LETTERS = 16
+_SMOOTHING = 0.95  # of the time of a step
+
+
+@dataclass(frozen=True)
+class NodeRun:
+    """The outputs of the node, and its report."""
+
+    lora_model: LoraModel
+    loss_map: dict[str, list[float]]
+    loss_plot: Tensor
+    samples: Tensor
+    path: Path
+    report: str
+
+
+def run_node(
+    host: Host,
+    model: Any,
+    clip: Any,
+    vae: Any,
+    dataset: Dataset,
+    settings: TrainConfig,
+    seed: int,
+    retrain: bool,
+    name: str,
+    node_id: str,
+) -> NodeRun:
+    """Train in the host's folders; see ``training.run.train``."""
+    config = replace(settings, run=replace(settings.run, seed=seed))
+    output = Output(name=name)
+    folders = host.training_folders()
+    with torch.inference_mode(False), torch.enable_grad():
+        trainable = host.trainable(model, clip, vae)
+        key = run_key(trainable, dataset, config, output)
+        folder = folders.runs / key[:_KEY_LETTERS]
+        if retrain:
+            forget(folder)
+        with host.live(node_id) as live:
+            watcher = NodeWatcher(live)
+            outcome = train(
+                trainable, dataset, config, output, folder, folders.cache, watcher, key
+            )
+    path = host.keep_lora(name, outcome.path, outcome.is_complete)
+    losses = [loss for _, loss in outcome.history.losses]
+    curves = {"loss": outcome.history.losses, "validation": outcome.history.validation}
+    return NodeRun(
+        LoraModel(outcome.lora),
+        {"loss": losses},
+        line_chart(name, curves, "optimizer step", "loss"),
+        watcher.samples(),
+        path,
+        _report(outcome, path, watcher.notes),
+    )
+
+
+class NodeWatcher:
+    """Shows a run on the node's live panel."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._seconds = 0.0
+        self._pictures: dict[str, Tensor] = {}
+        self.notes: list[str] = []
+
+    def wish(self) -> Literal["keep"] | None:
+        """See ``Watcher.wish``."""
+        return self._live.stop_requested()
+
+    def stepped(self, progress: Progress) -> None:
+        """See ``Watcher.stepped``."""
+        share = _SMOOTHING if self._seconds else 0.0
+        self._seconds = share * self._seconds + (1 - share) * progress.seconds
+        left = duration(self._seconds * (progress.total - progress.step))
+        self._live.point("loss", progress.step, progress.loss)
+        self._live.progress(
+            progress.step, progress.total, f"loss {progress.loss:.4f} · {left} left"
+        )
+
+    def validated(self, step: int, loss: float) -> None:
+        """See ``Watcher.validated``."""
+        self._live.point("validation", step, loss)
+
+    def pictured(self, step: int, prompt: str, picture: Tensor) -> None:
+        """See ``Watcher.pictured``."""
+        self._pictures[prompt] = picture
+        self._live.picture(picture, f"step {step}: {prompt}")
+
+    def noted(self, text: str) -> None:
+        """See ``Watcher.noted``."""
+        self.notes.append(text)
+
+    def samples(self) -> Tensor:
+        """The last picture of each prompt, ``(n, height, width, 3)``; a black one without any."""
+        if not self._pictures:
+            return torch.zeros(1, 64, 64, 3)
+        return torch.stack([picture.float().cpu() for picture in self._pictures.values()])
+
+
+def _report(outcome: Outcome, path: Path, notes: list[str]) -> str:
+    state = "finished" if outcome.is_complete else "stopped early; queue again to go on"
+    lines = [
+        f"{path.name}: {state}",
+        f"steps: {outcome.steps}, {outcome.new_steps} of them now",
+        f"modules: {len(outcome.lora.modules)}",
+    ]
+    if outcome.history.losses:
+        lines.append(f"last loss: {outcome.history.losses[-1][1]:.4f}")
+    if outcome.history.validation:
+        step, loss = min(outcome.history.validation, key=lambda pair: pair[1])
+        lines.append(f"best validation loss: {loss:.4f} at step {step}")
+    return "\n".join([*lines, *notes, *outcome.warnings])
+
+
