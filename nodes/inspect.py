@@ -64,7 +64,8 @@ class LoraWorkbenchInspect(Node):
             entries.insert(0, StackEntry(lora.name, StackItem(lora)))
         bindings = self.host.bindings(model, clip, [entry.item for entry in entries])
         report = inspection_report(entries, bindings)
-        return {"ui": {"text": [report]}, "result": (report, _plots(entries, bindings))}
+        result = (report.to_text(), _plots(entries, bindings))
+        return {"ui": report.to_ui(), "result": result}
 
 
 def _plots(entries: Sequence[StackEntry], bindings: Sequence[Binding]) -> Tensor:

@@ -72,7 +72,7 @@ def test_an_inspection_tells_the_family_and_what_the_header_says():
         "ss_trigger_words": "ink\x1b[31m",
     }
     report = inspection_report([StackEntry("a", StackItem(sd15_lora(metadata)))], ())
-    lines = report.splitlines()
+    lines = report.to_text().splitlines()
     assert "   made for: sd15 (by names and shapes)" in lines
     for line in ("architecture: sd_v1", "network: networks.lora", "resolution: (512, 512)"):
         assert f"   {line}" in lines
@@ -83,7 +83,7 @@ def test_an_inspection_tells_the_family_and_what_the_header_says():
 
 def test_an_unknown_family_is_said_to_be_unknown():
     report = inspection_report([StackEntry("a", StackItem(lora_from_tensors("a", TENSORS)))], ())
-    assert "   made for: unknown" in report.splitlines()
+    assert "   made for: unknown" in report.to_text().splitlines()
 
 
 @pytest.mark.parametrize(("count", "said"), [(0, "0 LoRAs"), (1, "1 LoRA"), (2, "2 LoRAs")])
@@ -91,7 +91,7 @@ def test_one_lora_is_not_called_loras(host, count, said):
     stack = [StackEntry("a", StackItem(lora_from_tensors("a", TENSORS)))] * count
     bindings = bindings_of(entry.item for entry in stack)
     applied = Applied(None, None, bindings, "merge")
-    assert applied_report(applied, stack, ()).startswith(f"{said} applied · merge")
+    assert applied_report(applied, stack, ()).to_text().startswith(f"{said} applied · merge")
     host.merge = lambda *_: Merged(None, None, bindings, "in place")
     merged = LoraWorkbenchMerge.bound_to(host)().execute(None, stack)
     assert merged["result"][2].startswith(f"{said} merged · in place")
