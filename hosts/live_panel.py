@@ -183,10 +183,11 @@ class Panels:
             found = next((key for key in keys if key[1:] == (prompt, node)), None)
             return self._panels[found] if found else None
 
-    def of_workflow(self, workflow: str) -> list[Panel]:
-        """The panels of a workflow, and those of runs without one."""
+    def of_workflow(self, workflow: str | None) -> list[Panel]:
+        """The panels of a workflow; of all when it is None."""
         with self._lock:
-            return [panel for key, panel in self._panels.items() if key.workflow in ("", workflow)]
+            items = self._panels.items()
+            return [panel for key, panel in items if workflow in (None, key.workflow)]
 
 
 def _is_same_node(key: PanelKey, other: PanelKey) -> bool:

@@ -37,8 +37,8 @@ class LiveAnswers:
         self._panels = panels
 
     async def states(self, request: web.Request) -> web.Response:
-        """The panels of a workflow, or that of one of its nodes."""
-        workflow, node = request.query.get("workflow", ""), request.query.get("node")
+        """All panels, or those of a workflow, of a node."""
+        workflow, node = request.query.get("workflow"), request.query.get("node")
         found = [panel.snapshot() for panel in self._panels.of_workflow(workflow)]
         shown = [state for state in found if node in (None, state["node"])]
         return web.json_response({"panels": shown})

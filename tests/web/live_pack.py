@@ -2,8 +2,9 @@
 
 import time
 
-import nodes
 import torch
+
+import nodes
 
 
 class LiveProbe:

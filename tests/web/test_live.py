@@ -123,6 +123,7 @@ def test_stop_interrupts(probe):
 
 
 def test_the_panel_goes_on_after_undo(probe):
+    """On a canvas that was cleared, too: it has an id of zeros."""
     probe.start()
     probe.until_step(3)
     tracker = "app.extensionManager.workflow.activeWorkflow.changeTracker"

@@ -14,6 +14,7 @@ import { scrollOrZoom } from "../wheel.js";
 
 const EVENT = "lora_workbench.live";
 const NAME = "lora_workbench_live";
+const CLEARED = "00000000-0000-0000-0000-000000000000";
 const [WIDTH, HEIGHT] = [420, 260]; // of a panel, at least, in the canvas's pixels
 const classes = new Set();
 const panels = new WeakMap(); // by node
@@ -29,13 +30,15 @@ export const live = {
   setup(app) {
     api.addEventListener(EVENT, ({ detail }) => {
       if (!states.take(detail)) load(app);
-      else if (detail.workflow === "" || detail.workflow === workflowOf(app)) show(app, detail);
+      else if (detail.workflow === workflowOf(app)) show(app, detail);
     });
     api.addEventListener("reconnected", () => load(app));
   },
 
   nodeCreated(node, app) {
-    if (classes.has(node.comfyClass)) addLive(node, app);
+    if (!classes.has(node.comfyClass)) return;
+    identify(app.rootGraph ?? app.graph);
+    addLive(node, app);
   },
 
   afterConfigureGraph(missing, app) {
@@ -56,6 +59,11 @@ function addLive(node, app) {
   addPanel(node, NAME, panel.root, { height: HEIGHT });
   const [width, height] = node.computeSize();
   node.setSize([Math.max(node.size[0], width, WIDTH), Math.max(node.size[1], height)]);
+}
+
+// A canvas that was cleared has an id of zeros, and gets a new one with each undo.
+function identify(graph) {
+  if (graph.id === CLEARED) graph.id = window.LiteGraph.uuidv4();
 }
 
 async function load(app) {

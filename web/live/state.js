@@ -23,11 +23,11 @@ export class States {
   }
 
   get(workflow, node) {
-    return this.all.get(keyOf(workflow, node)) ?? this.all.get(keyOf("", node));
+    return this.all.get(keyOf(workflow, node));
   }
 
   of(workflow) {
-    return [...this.all.values()].filter((state) => ["", workflow].includes(state.workflow));
+    return [...this.all.values()].filter((state) => state.workflow === workflow);
   }
 
   // Take an event; false when the whole state has to be asked for.
