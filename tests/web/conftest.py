@@ -101,7 +101,7 @@ def server(tmp_path_factory) -> Server:
     settings.write_text('{"Comfy.TutorialCompleted": true}')  # no dialog of templates
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / PACK).symlink_to(REPOSITORY)
-    live_pack = Path(__file__).parent / "live_pack.py"
+    live_pack = Path(__file__).parents[1] / "live_pack.py"
     (base / "custom_nodes" / live_pack.name).symlink_to(live_pack)
     (base / "models" / "loras").mkdir(parents=True)
     checkpoints = base / "models" / "checkpoints"
