@@ -11,7 +11,7 @@ from ..lora_core.lora import Lora
 from ..lora_core.metadata import summarize, trigger_words
 from ..lora_core.models import ModelTable
 from .lora_stack import StackEntry
-from .report_form import IN_PART, NOTHING, OK, Facts, Report, Section, Unused
+from .report_form import IN_PART, NOTHING, OK, Bars, Facts, Report, Section, Unused
 
 _LONGEST_VALUE = 80  # characters of a header's value
 _SHOWN_BY_THE_TENSORS = ("rank", "alpha")
@@ -49,15 +49,29 @@ def receipt(
     return Report(headline, facts, sections, (*notes, *done.notes))
 
 
-def inspection_report(entries: Sequence[StackEntry], bindings: Sequence[Binding]) -> Report:
-    """What each LoRA is; with bindings, what it does to the connected model."""
+def inspection_report(
+    entries: Sequence[StackEntry],
+    bindings: Sequence[Binding],
+    norms: Sequence[Mapping[str, float]] = (),
+    unit: str = "",
+) -> Report:
+    """What each LoRA is; with bindings, what it does to the connected model.
+
+    Args:
+        entries: The LoRAs.
+        bindings: One per LoRA; none without a model.
+        norms: One chart per LoRA, label to value; none without charts.
+        unit: Of the charts' values.
+    """
     if not entries:
         return Report("No LoRA is connected.")
     sections = []
     tables = known_tables()
+    highest = max((value for chart in norms for value in chart.values()), default=0.0)
     for number, entry in enumerate(entries):
         lora = entry.item.lora
-        sections.append(Section(lora.name, facts=_lora_facts(lora, tables)))
+        bars = Bars(tuple(norms[number].items()), highest, unit) if norms else None
+        sections.append(Section(lora.name, facts=_lora_facts(lora, tables), bars=bars))
         if bindings:
             sections.append(_bound_section(entry, bindings[number], ()))
     return Report(sections=tuple(sections))

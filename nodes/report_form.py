@@ -38,6 +38,25 @@ class Unused:
 
 
 @dataclass(frozen=True)
+class Bars:
+    """A bar chart for the canvas; clients that want pixels take the node's pictures.
+
+    Attributes:
+        values: Label to a value of at least 0, in order.
+        highest: Of all charts of the report, so that they can be compared.
+        unit: What the values are.
+    """
+
+    values: tuple[tuple[str, float], ...]
+    highest: float
+    unit: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"values": self.values, "highest": self.highest, "unit": self.unit}
+
+
+@dataclass(frozen=True)
 class Section:
     """What a report tells of one LoRA.
 
@@ -53,6 +72,7 @@ class Section:
     facts: Facts = ()
     unused: tuple[Unused, ...] = ()
     notes: tuple[str, ...] = ()
+    bars: Bars | None = None
 
     def lines(self) -> Iterator[str]:
         """As text."""
@@ -72,6 +92,7 @@ class Section:
             "facts": self.facts,
             "unused": [group.to_json() for group in self.unused],
             "notes": self.notes,
+            "bars": self.bars.to_json() if self.bars and self.bars.values else None,
         }
 
 

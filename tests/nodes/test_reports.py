@@ -185,3 +185,19 @@ def test_blocks_of_an_inspection_stand_apart():
     blocks = bound.split("\n\n")
     assert len(blocks) == 2
     assert all("OK " in block and block.startswith("<memory>/a\n   ") for block in blocks)
+
+
+def test_the_charts_of_an_inspection_are_in_its_form_too(host):
+    lora = sd15_lora()
+    write_safetensors(host.folder / "a.safetensors", lora.file.read_many(lora.file.tensors))
+    host.write("x.safetensors")
+    host.bindings = lambda model, clip, stack: ()
+    stack = [("a", 1.0, 0.5), ("a", 0.5, 0.25), ("x", 1.0, 1.0)]
+    shown = LoraWorkbenchInspect.bound_to(host)().execute(lora_stack=stack)
+    (form,) = shown["ui"]["lora_workbench_report"]
+    first, second, third = [section["bars"] for section in form["sections"]]
+    for (label, value), (other, half) in zip(first["values"], second["values"], strict=True):
+        assert label == other
+        assert half == pytest.approx(value / 2)
+    assert first["highest"] == second["highest"] == max(value for _, value in first["values"])
+    assert third is None

@@ -107,6 +107,17 @@ def test_the_report_stands_on_the_node_after_a_run(shown):
     assert shown.errors == []
 
 
+def test_the_chart_of_a_lora_stands_in_its_report(shown):
+    run_inspect(shown)
+    box = shown.page.locator(BOX)
+    chart = box.get_by_role("img", name=f"{LORA}: norm of what is added, by block")
+    bars = chart.locator("rect").count()
+    assert f"{bars} values, highest" in chart.get_attribute("aria-label")
+    assert chart.is_visible()
+    box.get_by_text("Values", exact=True).click()
+    assert box.get_by_role("row").count() == bars > 1
+
+
 def test_the_report_is_still_there_after_undo(shown):
     run_inspect(shown)
     assert shown.page.evaluate(RENAME_AND_UNDO) == ["renamed", "Load LoRA"]

@@ -1,9 +1,8 @@
 // A line chart as inline SVG in the theme's colours; told in words for those who do not see it.
 import { HEIGHT, WIDTH, layOut } from "./geometry.js";
-import { curveText, short } from "./words.js";
+import { curveText } from "./words.js";
 import { element } from "../rows/element.js";
-
-const SVG = "http://www.w3.org/2000/svg";
+import { drawn, short } from "../svg.js";
 
 export class Chart {
   constructor() {
@@ -47,11 +46,4 @@ function legendEntry(name, points, index) {
   const line = drawn("path", { class: "lw-curve", "data-n": index, d: "M1 4H21" });
   const sample = drawn("svg", { viewBox: "0 0 22 8", "aria-hidden": "true" }, line);
   return element("li", {}, sample, `${name} ${short(points.at(-1)[1])}`);
-}
-
-function drawn(tag, attributes, ...children) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
 }

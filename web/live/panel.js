@@ -45,7 +45,7 @@ export class LivePanel {
     this.keep.disabled = !isRunning || state.keep;
     this.stop.disabled = !isRunning;
     setText(this.status, state ? stateText(state) : "Not run yet");
-    setText(this.line, state ? progressText(state.progress) : "");
+    setText(this.line, state ? progressText(state.progress, isRunning) : "");
     this.root.dataset.state = state?.state ?? "idle";
     this.chart.show(state?.points ?? {});
     this.showPictures();
@@ -57,8 +57,8 @@ export class LivePanel {
     if (shown === this.shown) return; // the focus stays where it is
     this.shown = shown;
     this.strip.hidden = !pictures.length;
-    this.strip.replaceChildren(...pictures.map((picture) => this.thumbnail(picture)));
-    this.strip.scrollLeft = this.strip.scrollWidth; // the newest
+    const newestFirst = [...pictures].reverse();
+    this.strip.replaceChildren(...newestFirst.map((picture) => this.thumbnail(picture)));
   }
 
   thumbnail({ number, caption }) {

@@ -1,4 +1,5 @@
 // What a panel says in words.
+import { short } from "../svg.js";
 
 const ENDS = {
   running: "Running",
@@ -14,10 +15,10 @@ export function stateText({ state, keep }) {
 }
 
 // `seconds` have passed from step `first` to `step`.
-export function progressText({ step, total, text, first, seconds }) {
+export function progressText({ step, total, text, first, seconds }, isRunning) {
   if (step === undefined) return "";
   const parts = [`step ${step} of ${total}`];
-  const left = timeLeft({ step, total, first, seconds });
+  const left = isRunning && timeLeft({ step, total, first, seconds });
   if (left) parts.push(left);
   if (text) parts.push(text);
   return parts.join(" \u00b7 ");
@@ -41,8 +42,4 @@ export function curveText(name, points) {
   const values = points.map(([, y]) => y);
   const ends = `from ${short(from[1])} at ${short(from[0])} to ${short(to[1])} at ${short(to[0])}`;
   return `${name}: ${ends}, lowest ${short(Math.min(...values))}, highest ${short(Math.max(...values))}`;
-}
-
-export function short(value) {
-  return String(Number(value.toPrecision(4)));
 }

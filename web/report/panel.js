@@ -1,5 +1,6 @@
 // A report as people read it. Its form is that of `Report.to_ui` in nodes/report_form.py.
 import { copyText } from "../clipboard.js";
+import { barChart } from "./bars.js";
 import { keepInside } from "../panel.js";
 import { element } from "../rows/element.js";
 
@@ -67,7 +68,7 @@ function* content({ facts, sections, notes, fix }) {
   yield* told(notes);
 }
 
-function one({ title, summary, level, facts, unused, notes }, isTitled) {
+function one({ title, summary, level, facts, unused, notes, bars }, isTitled) {
   const head = element(
     "h4",
     {},
@@ -82,6 +83,7 @@ function one({ title, summary, level, facts, unused, notes }, isTitled) {
     ...listed(facts),
     ...unused.map(folded),
     ...told(notes),
+    bars ? barChart(title, bars) : null,
   );
 }
 

@@ -94,8 +94,9 @@ test("durations, progress and curves in words", () => {
   const told = [0.2, 59.4, 60, 3599, 5400].map(duration);
   assert.deepEqual(told, ["1 s", "59 s", "1 min", "1 h 0 min", "1 h 30 min"]);
   const progress = { step: 5, total: 10, text: "loss 0.1", first: 0, seconds: 5 };
-  assert.equal(progressText(progress), "step 5 of 10 · 5 s left · loss 0.1");
-  assert.equal(progressText({}), "");
+  assert.equal(progressText(progress, true), "step 5 of 10 · 5 s left · loss 0.1");
+  assert.equal(progressText(progress, false), "step 5 of 10 · loss 0.1");
+  assert.equal(progressText({}, true), "");
   const curve = [[1, 0.9], [2, 0.05], [3, 0.123456]];
   const words = "loss: from 0.9 at 1 to 0.1235 at 3, lowest 0.05, highest 0.9";
   assert.equal(curveText("loss", curve), words);
