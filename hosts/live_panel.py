@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 MOST_SERIES = 8
 MOST_POINTS = 2000  # of a series; more are thinned
-MOST_PICTURES = 8
+MOST_PICTURES = 8  # shown; twice as many can be asked for, by a page that is late
 MOST_PANELS = 8  # the last ones that ran
 
 Point = tuple[float, float]
@@ -63,7 +63,7 @@ class Panel:
         self._number = 0  # of the last event that was taken
         self._progress: dict[str, Any] = {}
         self._series: dict[str, list[Point]] = {}
-        self._pictures: deque[Picture] = deque(maxlen=MOST_PICTURES)
+        self._pictures: deque[Picture] = deque(maxlen=2 * MOST_PICTURES)
         self._drawn = 0
         self._state = "running"
         self._keep = False
@@ -155,7 +155,8 @@ class Panel:
             }
 
     def _strip(self) -> list[dict[str, Any]]:
-        return [{"number": shown.number, "caption": shown.caption} for shown in self._pictures]
+        last = list(self._pictures)[-MOST_PICTURES:]
+        return [{"number": shown.number, "caption": shown.caption} for shown in last]
 
 
 class Panels:

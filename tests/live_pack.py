@@ -32,7 +32,7 @@ class LiveProbe:
                 live.progress(step, steps, label)
                 live.point("loss", step, 1 / step)
                 live.point("validation", step, 1.5 / step)
-                if step % 5 == 1:
+                if step % 10 == 1:
                     live.picture(torch.full((48, 64, 3), step / steps), f"step {step}")
                 if live.stop_requested() == "keep":
                     break

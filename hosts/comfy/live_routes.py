@@ -50,7 +50,11 @@ class LiveAnswers:
         shown = panel.picture_of(query.get("number", "")) if panel is not None else None
         if shown is None:
             return _refusal(404, "This picture is not there any more.", "look at a newer one.")
-        headers = {"Content-Type": shown.kind, "X-Content-Type-Options": "nosniff"}
+        headers = {
+            "Content-Type": shown.kind,
+            "X-Content-Type-Options": "nosniff",
+            "Cache-Control": "private, max-age=86400, immutable",
+        }
         return web.Response(body=shown.data, headers=headers)
 
     async def keep(self, request: web.Request) -> web.Response:

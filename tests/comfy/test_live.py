@@ -174,14 +174,14 @@ def states(server, **query):
 
 
 def is_at_work(panel, prompt_id):
-    return panel["prompt"] == prompt_id and panel["progress"].get("step", 0) > 6
+    return panel["prompt"] == prompt_id and panel["progress"].get("step", 0) > 12
 
 
 def test_the_state_of_a_run_is_there_for_a_page_that_comes_late(server, running):
     (panel,) = states(server, node="5", workflow="w")
     assert (panel["state"], panel["workflow"], panel["prompt"]) == ("running", "w", running)
     assert panel["points"]["loss"][:2] == [[1.0, 1.0], [2.0, 0.5]]
-    assert [p["caption"] for p in panel["pictures"]][:2] == ["step 1", "step 6"]
+    assert [p["caption"] for p in panel["pictures"]][:2] == ["step 1", "step 11"]
     assert states(server, node="4") == []
     assert states(server, workflow="other") == []
     address = f"{server.address}/lora_workbench/live_picture?prompt={running}&node=5&number=1"
@@ -202,7 +202,7 @@ def test_a_run_that_is_asked_to_keep_ends_with_what_it_has(server, running):
     assert entry["status"]["status_str"] == "success"
     ((text,),) = [output["text"] for output in entry["outputs"].values()]
     step = int(text.removeprefix("x: ").partition(" of ")[0])
-    assert 6 < step < 1200
+    assert 12 < step < 1200
     (panel,) = states(server, node="5", workflow="w")
     assert (panel["state"], panel["progress"]["step"]) == ("kept", step)
     status, found = call(server, "lora_workbench/keep", wish)

@@ -92,12 +92,13 @@ def test_series_and_pictures_are_bounded():
     panel.point("0", 1, 1)
     with pytest.raises(ValueError, match="at most"):
         panel.point("one more", 0, 0)
-    for number in range(1, MOST_PICTURES + 4):
+    last = 3 * MOST_PICTURES
+    for number in range(1, last + 1):
         panel.picture(b"data", "image/png", f"step {number}")
     shown = [picture["caption"] for picture in panel.snapshot()["pictures"]]
-    assert shown == [f"step {number}" for number in range(4, MOST_PICTURES + 4)]
-    assert panel.picture_of("3") is None
-    assert panel.picture_of("4").data == b"data"
+    assert shown == [f"step {number}" for number in range(last - MOST_PICTURES + 1, last + 1)]
+    assert panel.picture_of(str(last - 2 * MOST_PICTURES)) is None
+    assert panel.picture_of(str(last - 2 * MOST_PICTURES + 1)).data == b"data"
 
 
 def test_the_wish_to_keep_ends_with_the_run():

@@ -13,6 +13,7 @@ export class LivePanel {
   constructor(host) {
     this.host = host;
     this.state = null;
+    this.thumbnails = new Map(); // by address
     this.bar = element("progress", { "aria-label": "Steps done" });
     this.line = element("p", { class: "lw-live-line" });
     this.status = element("p", { class: "lw-dim", role: "status" });
@@ -54,11 +55,17 @@ export class LivePanel {
   showPictures() {
     const { prompt, pictures = [] } = this.state ?? {};
     const shown = JSON.stringify([prompt, pictures]);
-    if (shown === this.shown) return; // the focus stays where it is
+    if (shown === this.shown) return;
     this.shown = shown;
     this.strip.hidden = !pictures.length;
-    const newestFirst = [...pictures].reverse();
-    this.strip.replaceChildren(...newestFirst.map((picture) => this.thumbnail(picture)));
+    // The same element for the same picture: each is asked for once.
+    const before = this.thumbnails;
+    this.thumbnails = new Map();
+    for (const picture of pictures) {
+      const key = this.host.picture(this.state, picture.number);
+      this.thumbnails.set(key, before.get(key) ?? this.thumbnail(picture));
+    }
+    this.strip.replaceChildren(...[...this.thumbnails.values()].reverse()); // the newest first
   }
 
   thumbnail({ number, caption }) {
@@ -72,7 +79,8 @@ export class LivePanel {
       const dialog = openDialog(label, () => {}, large, foot);
       close.focus();
     };
-    const attributes = { type: "button", title: `${label}: enlarge`, onclick: enlarge };
+    const title = `Enlarge ${label}`;
+    const attributes = { type: "button", title, "aria-label": title, onclick: enlarge };
     return element("li", {}, element("button", attributes, image));
   }
 
@@ -81,7 +89,9 @@ export class LivePanel {
     this.keep.disabled = true;
     try {
       await this.host.keep(state);
-      if (this.state.prompt === state.prompt) setText(this.status, stateText({ ...state, keep: true }));
+      const { prompt, state: now } = this.state; // the end may have come before the answer
+      if (prompt === state.prompt && now === "running")
+        setText(this.status, stateText({ ...state, keep: true }));
     } catch (error) {
       setText(this.status, error.message);
     }
