@@ -101,6 +101,8 @@ def server(tmp_path_factory) -> Server:
     settings.write_text('{"Comfy.TutorialCompleted": true}')  # no dialog of templates
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / PACK).symlink_to(REPOSITORY)
+    live_pack = Path(__file__).parents[1] / "live_pack.py"
+    (base / "custom_nodes" / live_pack.name).symlink_to(live_pack)
     (base / "models" / "loras").mkdir(parents=True)
     checkpoints = base / "models" / "checkpoints"
     checkpoints.mkdir()
@@ -155,6 +157,14 @@ class Frontend:
     def run(self):
         """Queue what is on the canvas as the Run button does; wait for the end."""
         self.page.evaluate(RUN)
+
+    def wait(self, expression, argument=None):
+        """Wait until it is true; not wait_for_function, see below."""
+        for _ in range(200):
+            if self.page.evaluate(expression, argument):
+                return
+            self.page.wait_for_timeout(50)
+        pytest.fail(f"never true: {expression}")
 
     def choose_renderer(self, nodes_2: bool):
         """The nodes of Vue ("Nodes 2.0"), or the classic canvas."""
