@@ -1,6 +1,6 @@
 """What nodes ask of the program that runs them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,10 @@ from torch import Tensor
 
 from ..lora_core.binding import Binding
 from ..lora_core.lora import Lora
+from ..lora_core.models.target import Target
 from ..lora_core.stack import StackItem
+from ..training.trainable import Trainable
+from .training_places import TrainingFolders
 
 
 @dataclass(frozen=True)
@@ -214,3 +217,41 @@ class Host(Protocol):
             node_id: What the hidden input of ``nodes.base.LIVE_INPUT`` gives; that input is also
                 what makes the canvas add a panel to nodes of a class.
         """
+
+    def pictures_folder(self, name: str) -> Path:
+        """The folder of training pictures of a name, below the host's input folder.
+
+        Raises:
+            LoraError: the name leaves the folder, or there is no such folder.
+        """
+
+    def pictures_fingerprint(self, names: Iterable[str]) -> str:
+        """Changes when a file in one of these folders does; reads no content. Never raises."""
+
+    def training_folders(self) -> TrainingFolders:
+        """Where runs and their caches are kept."""
+
+    def keep_lora(self, name: str, source: Path, step: int | None) -> Path:
+        """Copy a trained file to where LoRAs are found, under a name that is free.
+
+        Args:
+            name: Without ending.
+            source: The file.
+            step: Of a run that did not come to its end; None of one that did.
+
+        Returns:
+            Its place; that of an equal file where there is one.
+
+        Raises:
+            LoraError: the name leaves the folder.
+        """
+
+    def trainable(self, model: Any, clip: Any, vae: Any) -> Trainable:
+        """The host's models as the trainer sees them.
+
+        Raises:
+            LoraError: something is missing, LoRAs are on them, or they cannot be trained.
+        """
+
+    def weights(self, model: Any, clip: Any) -> Mapping[str, Mapping[str, Target]]:
+        """``Trainable.weights`` of a model whose text encoders may be missing."""

@@ -3,6 +3,7 @@
 from .add import LoraWorkbenchAdd
 from .apply import LoraWorkbenchApply
 from .base import Node
+from .dataset import LoraWorkbenchDataset
 from .hooks import LoraWorkbenchHooks
 from .inspect import LoraWorkbenchInspect
 from .load import LoraWorkbenchLoad
@@ -10,6 +11,8 @@ from .merge import LoraWorkbenchMerge
 from .prompt import LoraWorkbenchPrompt
 from .save_model import LoraWorkbenchSaveModel
 from .stack import LoraWorkbenchStack
+from .train import LoraWorkbenchTrain
+from .train_settings import LoraWorkbenchTrainSettings
 from .unmerge import LoraWorkbenchUnmerge
 from .weight import LoraWorkbenchWeight
 
@@ -25,6 +28,9 @@ NODES: tuple[type[Node], ...] = (
     LoraWorkbenchSaveModel,
     LoraWorkbenchInspect,
     LoraWorkbenchHooks,
+    LoraWorkbenchDataset,
+    LoraWorkbenchTrainSettings,
+    LoraWorkbenchTrain,
 )
 
 

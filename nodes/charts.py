@@ -10,6 +10,8 @@ from torch import Tensor
 _HEIGHT, _EDGE, _LABELS, _STEP = 320, 48, 84, 20  # pixels
 _INK, _FAINT, _PAPER, _BAR = (30, 30, 34), (215, 215, 220), (255, 255, 255), (52, 106, 182)
 
+_CURVES = (_BAR, (196, 78, 40), (60, 140, 70))
+
 
 def bar_charts(titles: Sequence[str], values: Sequence[Mapping[str, float]], unit: str) -> Tensor:
     """Bar charts of one scale and one axis, so that they can be compared.
@@ -30,6 +32,77 @@ def bar_charts(titles: Sequence[str], values: Sequence[Mapping[str, float]], uni
     ]
     pixels = np.stack([np.asarray(chart) for chart in charts])
     return torch.from_numpy(pixels).float() / 255
+
+
+def line_chart(
+    title: str, curves: Mapping[str, Sequence[tuple[int, float]]], across: str, up: str
+) -> Tensor:
+    """Curves over one axis, each from its least to its largest value.
+
+    Args:
+        title: Of the chart.
+        curves: Name to points in order; those without a point are left out.
+        across: What the first number of a point is.
+        up: What the second is.
+
+    Returns:
+        ``(1, height, width, 3)``, float32 in 0..1.
+    """
+    chart = Image.new("RGB", (640, _HEIGHT), _PAPER)
+    draw, font = ImageDraw.Draw(chart), ImageFont.load_default(size=12)
+    draw.text((_EDGE, 8), f"{title}: {up} by {across}", _INK, font)
+    shown = {name: points for name, points in curves.items() if points}
+    values = [value for points in shown.values() for _, value in points]
+    steps = [step for points in shown.values() for step, _ in points]
+    if not values:
+        draw.text((_EDGE, _HEIGHT // 2), "nothing was measured", _INK, font)
+    else:
+        place = _Axes(draw, font, chart.width, (min(steps), max(steps)), (min(values), max(values)))
+        for number, (name, points) in enumerate(shown.items()):
+            place.draw_curve(name, points, _CURVES[number % len(_CURVES)], number)
+    return torch.from_numpy(np.asarray(chart).copy())[None].float() / 255
+
+
+class _Axes:
+    """Where points lie on a chart."""
+
+    def __init__(
+        self,
+        draw: ImageDraw.ImageDraw,
+        font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+        width: int,
+        across: tuple[int, int],
+        up: tuple[float, float],
+    ) -> None:
+        self._draw, self._font, self._width = draw, font, width
+        self._across, self._up = across, up
+        floor, ceiling = _HEIGHT - _EDGE, 44
+        for share in (0.0, 0.5, 1.0):
+            y = round(floor - share * (floor - ceiling))
+            draw.line((_EDGE, y, width - _EDGE, y), _FAINT)
+            value = up[0] + share * (up[1] - up[0])
+            draw.text((_EDGE - 6, y), f"{value:.3g}", _INK, font, anchor="rm")
+        for step, anchor, x in ((across[0], "la", _EDGE), (across[1], "ra", width - _EDGE)):
+            draw.text((x, floor + 6), str(step), _INK, font, anchor=anchor)
+
+    def draw_curve(
+        self, name: str, points: Sequence[tuple[int, float]], color: tuple[int, ...], number: int
+    ) -> None:
+        """Draw a line through points, and its name above the chart."""
+        placed = [self._place(step, value) for step, value in points]
+        self._draw.line(placed, color, 2)
+        if len(placed) == 1:
+            ((x, y),) = placed
+            self._draw.ellipse((x - 2, y - 2, x + 2, y + 2), color)
+        self._draw.text((_EDGE + 90 * number, 26), name, color, self._font)
+
+    def _place(self, step: int, value: float) -> tuple[float, float]:
+        floor, ceiling = _HEIGHT - _EDGE, 44
+        first, last = self._across
+        least, most = self._up
+        x = (step - first) / (last - first or 1)
+        y = (value - least) / (most - least or 1)
+        return _EDGE + x * (self._width - 2 * _EDGE), floor - y * (floor - ceiling)
 
 
 def _bar_chart(

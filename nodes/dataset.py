@@ -40,30 +40,58 @@ class LoraWorkbenchDataset(Node):
                         "times.",
                     },
                 ),
-                "resolution": _whole(512, 64, 2048, "Pixels: each picture keeps its shape and "
-                                     "gets about the area of a square of this side.", 8),
+                "resolution": _whole(
+                    512,
+                    64,
+                    2048,
+                    "Pixels: each picture keeps its shape and "
+                    "gets about the area of a square of this side.",
+                    8,
+                ),
             },
             "optional": {
-                "trigger_word": _text("Words before each caption, such as a name for what is "
-                                      "trained."),
-                "default_caption": _text("For pictures without a caption; empty takes the "
-                                         "folder's name after its number."),
+                "trigger_word": _text(
+                    "Words before each caption, such as a name for what is trained."
+                ),
+                "default_caption": _text(
+                    "For pictures without a caption; empty takes the "
+                    "folder's name after its number."
+                ),
                 "repeats": _whole(1, 1, 10000, "How often each picture is shown in an epoch."),
-                "shuffle_tags": ("BOOLEAN", {"default": False, "tooltip": "A new order of the "
-                                 "captions' tags each time."}),
+                "shuffle_tags": (
+                    "BOOLEAN",
+                    {"default": False, "tooltip": "A new order of the captions' tags each time."},
+                ),
                 "keep_tags": _whole(0, 0, 100, "So many first tags stay in front."),
                 "caption_dropout": _share("Share of the pictures shown without a caption."),
                 "flip": _share("Share of the pictures shown mirrored."),
-                "crop": (_CROPS, {"default": "center", "tooltip": "What is kept of a picture "
-                         "that is longer than its size."}),
-                "buckets": ("BOOLEAN", {"default": True, "tooltip": "Keep the pictures' shapes; "
-                            "off cuts all to squares."}),
+                "crop": (
+                    _CROPS,
+                    {
+                        "default": "center",
+                        "tooltip": "What is kept of a picture that is longer than its size.",
+                    },
+                ),
+                "buckets": (
+                    "BOOLEAN",
+                    {
+                        "default": True,
+                        "tooltip": "Keep the pictures' shapes; off cuts all to squares.",
+                    },
+                ),
                 "bucket_step": _whole(64, 8, 256, "Pixels: sides are multiples of it.", 8),
-                "masks": (_MASKS, {"default": "none", "tooltip": "Where the loss counts: by the "
-                          "pictures' opacity, or by pictures of the same names in mask_folder."}),
+                "masks": (
+                    _MASKS,
+                    {
+                        "default": "none",
+                        "tooltip": "Where the loss counts: by the "
+                        "pictures' opacity, or by pictures of the same names in mask_folder.",
+                    },
+                ),
                 "mask_folder": _text("A folder below the input folder, for masks: folder."),
-                "regularisation": _text("A folder below the input folder: pictures of what the "
-                                        "model shall not forget."),
+                "regularisation": _text(
+                    "A folder below the input folder: pictures of what the model shall not forget."
+                ),
                 "validation": _share("Share of the pictures kept apart to measure with."),
             },
         }
@@ -94,10 +122,10 @@ class LoraWorkbenchDataset(Node):
         validation: float = 0.0,
     ) -> dict[str, Any]:
         """Scan; the report is also shown on the node."""
-        from ..training.dataset.report import report
         from ..training.dataset.scan import scan
         from ..training.dataset.settings import DatasetSettings
         from ..training.dataset.sheet import sheet_tensor
+        from .training_report import dataset_report
 
         found = scan(
             DatasetSettings(
@@ -119,8 +147,7 @@ class LoraWorkbenchDataset(Node):
                 validation=validation,
             )
         )
-        text = report(found)
-        return {"ui": {"text": [text]}, "result": (found, sheet_tensor(found))}
+        return {"ui": dataset_report(found).to_ui(), "result": (found, sheet_tensor(found))}
 
     def _place(self, name: str) -> str:
         return str(self.host.pictures_folder(name)) if name else ""

@@ -75,4 +75,4 @@ class LoraWorkbenchTrain(Node):
             self.host, model, clip, vae, dataset, settings, seed, retrain, name, lora_workbench_live
         )
         result = (done.lora_model, done.loss_map, done.loss_plot, done.samples, str(done.path))
-        return {"ui": {"text": [done.report]}, "result": result}
+        return {"ui": done.report.to_ui(), "result": result}

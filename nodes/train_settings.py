@@ -47,13 +47,12 @@ class LoraWorkbenchTrainSettings(Node):
         self, preset: str, overrides: str, model: Any = None, clip: Any = None
     ) -> dict[str, Any]:
         """Read, check and explain."""
-        from ..training.settings_text import explained, settings_of
+        from ..training.settings_text import compared, explained, settings_of
+        from .training_report import settings_report
 
         config = settings_of(preset, overrides)
-        text = explained(preset, config)
+        costs = ""
         if model is not None:
-            from ..training.settings_text import compared
-
-            weights = self.host.weights(model, clip)
-            text = f"{text}\n\n{compared(config, weights, _PRESETS)}"
-        return {"ui": {"text": [text]}, "result": (config, text)}
+            costs = compared(config, self.host.weights(model, clip), _PRESETS)
+        told = settings_report(explained(preset, config), costs)
+        return {"ui": told.to_ui(), "result": (config, told.to_text())}

@@ -11,10 +11,12 @@ from ..hosts.protocol import Host, Live
 from ..training.config import Output, TrainConfig
 from ..training.cost import duration
 from ..training.dataset.data import Dataset
-from ..training.run import Outcome, forget, run_key, train
+from ..training.run import forget, run_key, train
 from ..training.watcher import Progress
 from .charts import line_chart
 from .lora_model import LoraModel
+from .report_form import Report
+from .training_report import run_report
 
 _KEY_LETTERS = 16
 _SMOOTHING = 0.95  # of the time of a step
@@ -29,7 +31,7 @@ class NodeRun:
     loss_plot: Tensor
     samples: Tensor
     path: Path
-    report: str
+    report: Report
 
 
 def run_node(
@@ -56,10 +58,8 @@ def run_node(
             forget(folder)
         with host.live(node_id) as live:
             watcher = NodeWatcher(live)
-            outcome = train(
-                trainable, dataset, config, output, folder, folders.cache, watcher, key
-            )
-    path = host.keep_lora(name, outcome.path, outcome.is_complete)
+            outcome = train(trainable, dataset, config, output, folder, folders.cache, watcher, key)
+    path = host.keep_lora(name, outcome.path, None if outcome.is_complete else outcome.steps)
     losses = [loss for _, loss in outcome.history.losses]
     curves = {"loss": outcome.history.losses, "validation": outcome.history.validation}
     return NodeRun(
@@ -68,7 +68,7 @@ def run_node(
         line_chart(name, curves, "optimizer step", "loss"),
         watcher.samples(),
         path,
-        _report(outcome, path, watcher.notes),
+        run_report(outcome, path, watcher.notes),
     )
 
 
@@ -113,20 +113,3 @@ class NodeWatcher:
         if not self._pictures:
             return torch.zeros(1, 64, 64, 3)
         return torch.stack([picture.float().cpu() for picture in self._pictures.values()])
-
-
-def _report(outcome: Outcome, path: Path, notes: list[str]) -> str:
-    state = "finished" if outcome.is_complete else "stopped early; queue again to go on"
-    lines = [
-        f"{path.name}: {state}",
-        f"steps: {outcome.steps}, {outcome.new_steps} of them now",
-        f"modules: {len(outcome.lora.modules)}",
-    ]
-    if outcome.history.losses:
-        lines.append(f"last loss: {outcome.history.losses[-1][1]:.4f}")
-    if outcome.history.validation:
-        step, loss = min(outcome.history.validation, key=lambda pair: pair[1])
-        lines.append(f"best validation loss: {loss:.4f} at step {step}")
-    return "\n".join([*lines, *notes, *outcome.warnings])
-
-

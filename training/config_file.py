@@ -1,11 +1,13 @@
 """Configurations from text: TOML files, and what a node's inputs say."""
 
 import dataclasses
+import importlib
 import sys
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from ..lora_core.errors import LoraError, UnknownChoiceError
@@ -20,22 +22,41 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         LoraError: there is no such file, or it is no TOML.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise LoraError(
             f"The configuration {path.name} cannot be read.",
-            {"Cause": error.strerror},
-            "name an existing file.",
+            {"Cause": cause},
+            "name a TOML file.",
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    return parse_toml(text, path.name)
+
+
+def parse_toml(text: str, label: str) -> dict[str, Any]:
+    """The tables of TOML text.
+
+    Raises:
+        LoraError: it is no TOML; ``label`` says what it is.
+    """
+    tomllib = _tomllib()
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise LoraError(
-            f"{path.name} is no TOML.", {"Cause": error}, "mend the line that the cause names."
+            f"{label}: no TOML.", {"Cause": error}, "mend the line that the cause names."
+        ) from error
+
+
+def _tomllib() -> ModuleType:
+    """Python's own from 3.11 on."""
+    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise LoraError(
+            "Reading TOML needs tomli in Python 3.10.", {}, "pip install tomli"
         ) from error
 
 

@@ -32,8 +32,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "run": {"steps": 2000, "batch_size": 2},
             },
             {
-                "adapter.rank": "a style is few directions in every layer; 16 is 27 MB for SDXL's "
-                "attention in fp16, more brings the pictures' subjects along",
+                "adapter.rank": "a style is few directions in every layer; more rank brings the "
+                "pictures' subjects along",
                 "optimizer.schedule": "the rate falls to 0, so that the last steps only refine",
                 "objective.min_snr_gamma": "5 is the paper's (arXiv:2303.09556): little noise does "
                 "not drown what much noise teaches of the composition",
@@ -55,8 +55,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             },
             {
                 "adapter.rank": "a face has more detail than a style",
-                "adapter.alpha": "half of the rank halves the steps of the weights; a subject "
-                "that is learnt slowly stays apart from its pictures' backgrounds",
+                "adapter.alpha": "half of the preset's rank, so half of the effect at each step: a "
+                "subject that is learnt slowly stays apart from its pictures' backgrounds",
                 "adapter.text_encoder": "the word that calls the subject is learnt too, at half "
                 "the rate: text encoders forget quickly",
             },

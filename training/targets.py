@@ -50,6 +50,21 @@ def choose_targets(
         LoraError: nothing is selected, a selector or rule names nothing, or a weight cannot be
             trained.
     """
+    trainable = {
+        component: {
+            module: target
+            for module, target in modules.items()
+            if isinstance(parts[component].get_submodule(module), _TRAINED_TYPES)
+        }
+        for component, modules in weights.items()
+    }
+    return chosen_weights(trainable, config)
+
+
+def chosen_weights(
+    weights: Mapping[str, Mapping[str, Target]], config: AdapterConfig
+) -> tuple[TrainedTarget, ...]:
+    """``choose_targets`` among weights that all can be trained."""
     asked = [("targets", config.targets, "unet"), ("text_encoder", config.text_encoder, "te")]
     chosen: dict[tuple[str, str], Target] = {}
     for option, texts, prefix in asked:
@@ -58,7 +73,6 @@ def choose_targets(
             for component, modules in weights.items()
             if component.startswith(prefix)
             for module, target in modules.items()
-            if isinstance(parts[component].get_submodule(module), _TRAINED_TYPES)
         }
         for text in texts:
             found = {key for key, target in ours.items() if _matches(_selectors(text), target)}

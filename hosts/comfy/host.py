@@ -4,16 +4,18 @@ import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import folder_paths
 
 from ...lora_core.binding import Binding, bind
+from ...lora_core.models.target import Target
 from ...lora_core.stack import StackItem, make_plan
 from ..hash_store import HashStore
 from ..live_panel import Panels
 from ..lora_files import LoraFiles, WithLoraFiles
 from ..protocol import Applied, Merged, Saved
+from ..training_places import WithTrainingPlaces
 from .hooks import hook_group
 from .live import ComfyLive, live
 from .merge import merged
@@ -23,10 +25,13 @@ from .patches import patched
 from .save_model import saved_model
 from .unmerge import unmerged
 
+if TYPE_CHECKING:
+    from .trainable import ComfyTrainable
+
 _USER_FOLDER = "lora_workbench"
 
 
-class ComfyHost(WithLoraFiles):
+class ComfyHost(WithLoraFiles, WithTrainingPlaces):
     """ComfyUI's models, folders and patchers.
 
     Attributes:
@@ -34,14 +39,22 @@ class ComfyHost(WithLoraFiles):
     """
 
     def __init__(self) -> None:
-        database = Path(folder_paths.get_user_directory(), "default", _USER_FOLDER, "hashes.sqlite")
-        super().__init__(
+        user = Path(folder_paths.get_user_directory(), "default", _USER_FOLDER)
+        WithLoraFiles.__init__(
+            self,
             LoraFiles(
                 lambda: folder_paths.get_filename_list("loras"),
                 lambda name: Path(folder_paths.get_full_path_or_raise("loras", name)),
-                HashStore(database),
+                HashStore(user / "hashes.sqlite"),
                 lambda: [Path(folder) for folder in folder_paths.get_folder_paths("loras")],
-            )
+            ),
+        )
+        WithTrainingPlaces.__init__(
+            self,
+            lambda: Path(folder_paths.get_input_directory()),
+            # ComfyUI lists the LoRAs of this folder too (main.py).
+            lambda: Path(folder_paths.get_output_directory(), "loras"),
+            lambda: user,
         )
         self.panels = Panels()
         self._names: weakref.WeakKeyDictionary[Any, ComfyNames] = weakref.WeakKeyDictionary()
@@ -103,6 +116,18 @@ class ComfyHost(WithLoraFiles):
     def live(self, node_id: str) -> AbstractContextManager[ComfyLive]:
         """See ``Host.live``."""
         return live(self.panels, node_id)
+
+    def trainable(self, model: Any, clip: Any, vae: Any) -> "ComfyTrainable":
+        """See ``Host.trainable``."""
+        from .trainable import ComfyTrainable
+
+        return ComfyTrainable(self, model, clip, vae)
+
+    def weights(self, model: Any, clip: Any) -> Mapping[str, Mapping[str, Target]]:
+        """See ``Host.weights``."""
+        from .trainable import trainable_weights
+
+        return trainable_weights(self._names_of(model, clip))
 
     def _names_of(self, model: Any, clip: Any) -> ComfyNames:
         """The name table of a model and text encoder, built once per loaded pair."""

@@ -49,6 +49,16 @@ class ComfyNames:
         self.components = frozenset(encoders | ({"unet"} if model is not None else set()))
 
     @property
+    def family(self) -> str | None:
+        """A name of ``BASES``, or None."""
+        return self._own.family if self._own is not None else None
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Every weight of an architecture that ``lora_core`` knows; else none."""
+        return self._own.targets if self._own is not None else ()
+
+    @property
     def encoders(self) -> Mapping[str, str]:
         """ComfyUI's name of each text encoder to its component."""
         return self._encoders

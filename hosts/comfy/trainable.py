@@ -45,15 +45,12 @@ class ComfyTrainable:
         self._host, self._model, self._clip, self._vae = host, _static(model), clip, vae
         names = ComfyNames(self._model, clip)
         self.table = names
-        roots = {"unet": (self._model.model, "")}
-        for name, component in names.encoders.items():
-            roots[component] = (getattr(clip.cond_stage_model, name), f"{name}.")
-        self.parts: Mapping[str, nn.Module] = {name: root for name, (root, _) in roots.items()}
-        targets = list(names.weights())
-        self.weights = {
-            component: dict(_modules_of(targets, component, prefix))
-            for component, (_, prefix) in roots.items()
+        encoders = {
+            component: getattr(clip.cond_stage_model, name)
+            for name, component in names.encoders.items()
         }
+        self.parts: Mapping[str, nn.Module] = {"unet": self._model.model, **encoders}
+        self.weights = trainable_weights(names)
         self._sampling = self._model.get_model_object("model_sampling")
         self.levels = _levels(self._sampling)
         self.device = self._model.load_device
@@ -188,13 +185,17 @@ def _levels(sampling: Any) -> NoiseLevels:
     )
 
 
-def _modules_of(
-    targets: Sequence[Target], component: str, prefix: str
-) -> Iterator[tuple[str, Target]]:
-    for target in targets:
-        is_whole = target.rows is None and target.target_key.endswith(".weight")
-        if target.component == component and is_whole and len(target.shape) in (2, 4):
-            yield target.target_key.removeprefix(prefix).removesuffix(".weight"), target
+def trainable_weights(names: ComfyNames) -> dict[str, dict[str, Target]]:
+    """For each part, name of a module in it to its weight; norms and biases are left out."""
+    prefixes = {"unet": ""} if "unet" in names.components else {}
+    prefixes |= {component: f"{name}." for name, component in names.encoders.items()}
+    found: dict[str, dict[str, Target]] = {part: {} for part in prefixes}
+    for target in names.weights():
+        prefix, name = prefixes.get(target.component), target.target_key
+        is_whole = target.rows is None and name.endswith(".weight") and len(target.shape) > 1
+        if prefix is not None and is_whole and name.startswith(prefix):
+            found[target.component][name[len(prefix) : -len(".weight")]] = target
+    return found
 
 
 def _allow_gradients(part: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -11,14 +11,19 @@ import torch
 from ...lora_core.binding import Binding, bind
 from ...lora_core.errors import LoraError
 from ...lora_core.models.table import ModelTable
+from ...lora_core.models.target import Target
 from ...lora_core.stack import StackItem
 from ..hash_store import HashStore
 from ..lora_files import LoraFiles, WithLoraFiles
 from ..protocol import Applied, Merged, Saved
+from ..training_places import WithTrainingPlaces
 from .applying import applied, merged, table_of, unmerged
 from .folders import Folders
 from .handles import Base, Clip, Model, Vae
 from .live import EmbeddedLive
+
+if TYPE_CHECKING:
+    from .trainable import EmbeddedTrainable
 
 _CHECKPOINTS_KEPT = 1
 
@@ -29,7 +34,7 @@ Progress = Callable[[int, int], object]
 """Called with steps done and steps in all."""
 
 
-class EmbeddedHost(WithLoraFiles):
+class EmbeddedHost(WithLoraFiles, WithTrainingPlaces):
     """diffusers and transformers models in this process.
 
     Args:
@@ -44,7 +49,10 @@ class EmbeddedHost(WithLoraFiles):
         self.report_progress: Progress = lambda done, total: None
         hashes = HashStore(folders.user / "hashes.sqlite")
         loras = [folders.models / "loras"]
-        super().__init__(LoraFiles(folders.loras, folders.lora, hashes, lambda: loras))
+        WithLoraFiles.__init__(self, LoraFiles(folders.loras, folders.lora, hashes, lambda: loras))
+        WithTrainingPlaces.__init__(
+            self, lambda: folders.input, lambda: folders.output / "loras", lambda: folders.user
+        )
         self._live: EmbeddedLive | None = None
         self._loaded: OrderedDict[object, tuple[Model, Clip | None, Vae | None]] = OrderedDict()
         self._tables: _Tables = WeakKeyDictionary()
@@ -122,6 +130,18 @@ class EmbeddedHost(WithLoraFiles):
             return ()
         table = self._table(model, clip)
         return tuple(bind(item.lora, table) for item in stack)
+
+    def trainable(self, model: Any, clip: Any, vae: Any) -> "EmbeddedTrainable":
+        """See ``Host.trainable``."""
+        from .trainable import EmbeddedTrainable
+
+        return EmbeddedTrainable(model, clip, vae)
+
+    def weights(self, model: Any, clip: Any) -> Mapping[str, Mapping[str, Target]]:
+        """See ``Host.weights``."""
+        from .trainable import trainable_weights
+
+        return trainable_weights(self._table(model, clip).targets)
 
     @contextmanager
     def live(self, node_id: str) -> Iterator[EmbeddedLive]:

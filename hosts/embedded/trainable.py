@@ -1,7 +1,7 @@
 """The embedded host's model as the trainer sees it."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -22,7 +22,7 @@ from .sampling import sample
 from .sampling.schedule import scaled_linear_schedule
 from .text import encode, encode_for_training
 
-_COMPONENTS = {"te1": "text_encoder.", "te2": "text_encoder_2."}
+_PREFIXES = {"unet": "unet.", "te1": "text_encoder.", "te2": "text_encoder_2."}
 _PIXELS = 8  # that a latent covers
 
 
@@ -46,12 +46,9 @@ class EmbeddedTrainable:
         for handle in (model, clip):
             handle.carry()
         self.table = table_of(model, clip)
-        encoders = dict(zip(_COMPONENTS, clip.part.encoders.values(), strict=False))
+        encoders = dict(zip(("te1", "te2"), clip.part.encoders.values(), strict=False))
         self.parts: Mapping[str, nn.Module] = {"unet": model.part.unet, **encoders}
-        prefixes = {"unet": "unet.", **{name: _COMPONENTS[name] for name in encoders}}
-        self.weights = {
-            name: dict(_modules_of(self.table.targets, prefix)) for name, prefix in prefixes.items()
-        }
+        self.weights = trainable_weights(self.table.targets)
         sigmas = scaled_linear_schedule().sigmas.double()
         self.levels = NoiseLevels.of_alphas(model.part.prediction, 1 / (sigmas**2 + 1))
         self.device = next(model.part.unet.parameters()).device
@@ -128,10 +125,15 @@ class EmbeddedTrainable:
         return decoded(self._vae.part, latents)[0].clone()
 
 
-def _modules_of(targets: Sequence[Target], prefix: str) -> Iterator[tuple[str, Target]]:
+def trainable_weights(targets: Iterable[Target]) -> dict[str, dict[str, Target]]:
+    """For each part, name of a module in it to its weight; norms and biases are left out."""
+    found: dict[str, dict[str, Target]] = {}
     for target in targets:
-        if target.target_key.startswith(prefix) and target.target_key.endswith(".weight"):
-            yield target.target_key.removeprefix(prefix).removesuffix(".weight"), target
+        name = target.target_key
+        for part, prefix in _PREFIXES.items():
+            if name.startswith(prefix) and name.endswith(".weight") and len(target.shape) > 1:
+                found.setdefault(part, {})[name[len(prefix) : -len(".weight")]] = target
+    return found
 
 
 def _repeated(states: Tensor, tokens: int) -> Tensor:
