@@ -36,6 +36,14 @@ def test_the_table_counts_what_the_order_shows(mixed, tmp_path):
     assert sum(row.batches for row in rows) == order.batches_per_epoch
 
 
+def test_a_bucket_of_validation_alone_has_a_row(folder, other_folder):
+    folder.fill(2)
+    held_out = other_folder("held")
+    held_out.add("v.png", (128, 64), "x")
+    rows = bucket_rows(folder.scan(validation_folder=str(held_out.path)), 2)
+    assert rows[1] == ((88, 40), 0, 0, 40 / 44, 0, 0, 1)
+
+
 def test_every_picture_has_a_row(mixed):
     rows = picture_rows(mixed.scan())
     assert rows[0][:5] == ("1_wide/w.png", (128, 64), (88, 40), (88, 44), 40 / 44)

@@ -76,6 +76,19 @@ def test_progress_counts_to_the_end(folder):
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
+def test_an_interrupt_ends_a_scan_soon(folder, monkeypatch):
+    folder.fill(100)
+    begun, real = [], look.look_at
+    monkeypatch.setattr(look, "look_at", lambda path: begun.append(path) or real(path))
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scan(folder.settings(), stop)
+    assert len(begun) < 50
+
+
 class TestCaptions:
     def test_without_a_file_the_folders_words_or_the_default(self, folder):
         folder.add("3_sks dog/a.png")
@@ -350,6 +363,7 @@ class TestContentKey:
 
         assert not changed(folder.scan())
         assert not changed(folder.scan(enlarged_note=3.0))
+        assert not changed(folder.scan(resolution=[64, 64]))
         assert changed(folder.scan(resolution=128))
         assert changed(folder.scan(flip=0.5))
         assert changed(folder.scan(prefix="sks"))
