@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from lora_workbench.lora_core.errors import LoraError
 from lora_workbench.training.dataset import listing, look
@@ -190,6 +190,13 @@ class TestFiles:
         found = folder.scan()
         listed = {p.kind: p.items for p in found.problems}.get("unreadable picture", ())
         assert len(found.samples) + len(listed) == 61
+
+    @pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+    def test_damage_that_one_decoder_has_its_own_exception_for(self, folder):
+        folder.add("good.png", caption="x")
+        path = folder.add("a.avif", (40, 40), "x")
+        path.write_bytes(path.read_bytes().replace(b"iloc", b"xxxx"))
+        assert kinds(folder.scan())["unreadable picture"] == ["a.avif"]
 
     def test_modes_and_frames_are_told(self, folder):
         grey = np.full((64, 64), 40000, np.uint16)

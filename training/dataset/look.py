@@ -19,7 +19,7 @@ THUMB = 16  # side of the thumbnail that near duplicates are found by, pixels
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 UNREADABLE = (
     *(OSError, ValueError, EOFError, SyntaxError, OverflowError, IndexError, KeyError, TypeError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
+    *(RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
 )
 """What Pillow raises on damaged files, by format."""
 
