@@ -212,6 +212,14 @@ class TestFiles:
         }
         assert len(found.samples) == 4
 
+    def test_a_cameras_jpeg_with_a_preview_is_no_animation(self, folder):
+        whole, preview = noise((64, 64), 1), noise((32, 32), 2)
+        options = {"format": "MPO", "save_all": True, "append_images": [preview]}
+        path = folder.add("a.jpg", caption="x", image=whole, **options)
+        with Image.open(path) as image:
+            assert image.n_frames == 2
+        assert kinds(folder.scan()) == {}
+
     def test_an_empty_folder_is_an_error_that_says_what_is_there(self, folder):
         (folder.path / "a.txt").write_text("x")
         (folder.path / "bad.png").write_bytes(b"x")
