@@ -156,6 +156,12 @@ class TestFiles:
             "other file": ["notes.json"],
         }
 
+    def test_the_innermost_number_counts(self, folder):
+        folder.add("2_animals/5_dog/a.png")
+        folder.add("2_animals/more/b.png")
+        found = folder.scan().samples
+        assert [(s.repeats, s.caption) for s in found] == [(5, "dog"), (2, "animals")]
+
     def test_a_folder_named_0_is_not_shown(self, folder):
         folder.add("0_off/a.png")
         folder.add("b.png", caption="x")
