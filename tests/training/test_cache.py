@@ -101,6 +101,12 @@ class TestNothingIsStale:
         assert encoder.runs == 2
         assert torch.equal(found, picture_tensor(pick)[:, ::8, ::8])
 
+    def test_another_size_cut_at_the_same_place(self, cache, folder, encoder):
+        folder.add("a.png", (64, 64), "x")
+        picks = [pick_of(folder.scan(resolution=side)) for side in (64, 128)]
+        assert picks[0].crop == picks[1].crop == (0, 0)
+        assert [encoder.latents(cache, pick).shape[-1] for pick in picks] == [8, 16]
+
     def test_the_same_size_by_other_options_is_found_again(self, cache, folder, encoder):
         encoder.latents(cache, pick_of(folder.scan(bucket_max=128)))
         assert encoder.runs == 1
@@ -151,6 +157,19 @@ def test_every_input_of_a_masks_key_counts(folder, other_folder):
     ]
     keys = [mask_key(p, f, s) for p in picks for f in (0.0, 0.5) for s in (8, 16)]
     assert len(set(keys)) == len(keys)
+
+
+def test_a_mask_by_brightness_is_not_that_by_opacity(folder, other_folder):
+    """A folder of masks may hold the very file of the picture."""
+    image = noise((64, 64), 1, 4)
+    folder.add("a.png", caption="x", image=image)
+    masks = other_folder("masks")
+    masks.add("a.png", image=image)
+    one = pick_of(folder.scan(masks="folder", mask_folder=str(masks.path)))
+    other = pick_of(folder.scan(masks="alpha"))
+    assert one.sample.mask_sha256 == other.sample.mask_sha256
+    assert not torch.equal(mask_tensor(one), mask_tensor(other))
+    assert mask_key(one) != mask_key(other)
 
 
 class TestDamage:

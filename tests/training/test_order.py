@@ -66,6 +66,14 @@ def test_nothing_but_seed_and_epoch_matters(shapes):
     assert told(Order(dataset, 2, seed=0).epoch_batches(1)) != first
 
 
+def test_every_epoch_deals_the_pictures_into_other_batches(folder):
+    order = Order(folder.fill(24).scan(), 4, seed=0)
+    epochs = [[order.batch_at(6 * epoch + n) for n in range(6)] for epoch in range(4)]
+    assert [told(batches) for batches in epochs] == [told(order.epoch_batches(e)) for e in range(4)]
+    dealt = {frozenset(frozenset(shown([batch])) for batch in batches) for batches in epochs}
+    assert len(dealt) == 4
+
+
 def test_buckets_are_mixed_over_an_epoch(folder):
     for number in range(20):
         folder.add(f"a{number}.png", (64, 64), "x")

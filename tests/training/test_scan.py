@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from lora_workbench.lora_core.errors import LoraError
 from lora_workbench.training.dataset import listing, look
@@ -74,6 +74,19 @@ def test_progress_counts_to_the_end(folder):
     told = []
     scan(folder.settings(), lambda done, total: told.append((done, total)))
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_an_interrupt_ends_a_scan_soon(folder, monkeypatch):
+    folder.fill(100)
+    begun, real = [], look.look_at
+    monkeypatch.setattr(look, "look_at", lambda path: begun.append(path) or real(path))
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scan(folder.settings(), stop)
+    assert len(begun) < 50
 
 
 class TestCaptions:
@@ -143,6 +156,12 @@ class TestFiles:
             "other file": ["notes.json"],
         }
 
+    def test_the_innermost_number_counts(self, folder):
+        folder.add("2_animals/5_dog/a.png")
+        folder.add("2_animals/more/b.png")
+        found = folder.scan().samples
+        assert [(s.repeats, s.caption) for s in found] == [(5, "dog"), (2, "animals")]
+
     def test_a_folder_named_0_is_not_shown(self, folder):
         folder.add("0_off/a.png")
         folder.add("b.png", caption="x")
@@ -178,6 +197,13 @@ class TestFiles:
         listed = {p.kind: p.items for p in found.problems}.get("unreadable picture", ())
         assert len(found.samples) + len(listed) == 61
 
+    @pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+    def test_damage_that_one_decoder_has_its_own_exception_for(self, folder):
+        folder.add("good.png", caption="x")
+        path = folder.add("a.avif", (40, 40), "x")
+        path.write_bytes(path.read_bytes().replace(b"iloc", b"xxxx"))
+        assert kinds(folder.scan())["unreadable picture"] == ["a.avif"]
+
     def test_modes_and_frames_are_told(self, folder):
         grey = np.full((64, 64), 40000, np.uint16)
         folder.add("16.png", caption="x", image=Image.fromarray(grey))
@@ -191,6 +217,14 @@ class TestFiles:
             "animated": ["z.webp"],
         }
         assert len(found.samples) == 4
+
+    def test_a_cameras_jpeg_with_a_preview_is_no_animation(self, folder):
+        whole, preview = noise((64, 64), 1), noise((32, 32), 2)
+        options = {"format": "MPO", "save_all": True, "append_images": [preview]}
+        path = folder.add("a.jpg", caption="x", image=whole, **options)
+        with Image.open(path) as image:
+            assert image.n_frames == 2
+        assert kinds(folder.scan()) == {}
 
     def test_an_empty_folder_is_an_error_that_says_what_is_there(self, folder):
         (folder.path / "a.txt").write_text("x")
@@ -350,6 +384,7 @@ class TestContentKey:
 
         assert not changed(folder.scan())
         assert not changed(folder.scan(enlarged_note=3.0))
+        assert not changed(folder.scan(resolution=[64, 64]))
         assert changed(folder.scan(resolution=128))
         assert changed(folder.scan(flip=0.5))
         assert changed(folder.scan(prefix="sks"))

@@ -77,9 +77,8 @@ class Dataset:
     @cached_property
     def sha256(self) -> str:
         """Changes with everything that training sees, and not with where the folders lie."""
-        options = {
-            name: value for name, value in asdict(self.settings).items() if name not in NOT_CONTENT
-        }
+        options = {k: v for k, v in asdict(self.settings).items() if k not in NOT_CONTENT}
+        options["resolution"] = self.settings.target
         parts = [options, _content(self.samples), _content(self.validation)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -4,7 +4,7 @@ import hashlib
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -19,7 +19,7 @@ THUMB = 16  # side of the thumbnail that near duplicates are found by, pixels
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 UNREADABLE = (
     *(OSError, ValueError, EOFError, SyntaxError, OverflowError, IndexError, KeyError, TypeError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
+    *(RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
 )
 """What Pillow raises on damaged files, by format."""
 
@@ -73,22 +73,22 @@ def look_at(path: Path) -> Look:
 
 
 def look_at_all(paths: Sequence[Path], progress: Progress | None = None) -> list[Look]:
-    """Look at files in threads; hashing and decoding leave the interpreter free."""
+    """Look at files in threads; hashing and decoding leave the interpreter free.
+
+    An exception from ``progress`` (an interrupt) ends it after the files that are open.
+    """
     looks = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
+    pool = ThreadPoolExecutor(_THREADS)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about files that it can read after all
-        for look in _in_order(pool, paths):
-            looks.append(look)
-            if progress:
-                progress(len(looks), len(paths))
+        try:
+            for look in pool.map(look_at, paths):
+                looks.append(look)
+                if progress:
+                    progress(len(looks), len(paths))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
     return looks
-
-
-def _in_order(pool: ThreadPoolExecutor, paths: Sequence[Path]) -> Iterator[Look]:
-    try:
-        yield from pool.map(look_at, paths)
-    finally:  # an interrupt leaves no queue of files behind
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _look(data: bytes, sha256: str) -> Look:

@@ -18,7 +18,7 @@ class BucketRow(NamedTuple):
         bucket: Width and height.
         pictures: Training and regularisation, repeats not counted.
         picks: Showings in an epoch.
-        kept: Mean share of the pictures that is trained.
+        kept: Mean share of all its pictures that the cut leaves.
         batches: Of an epoch.
         last: Pictures of the shortest batch, ``batch_size`` if all are full.
         validation: Pictures of validation.
@@ -47,19 +47,18 @@ class PictureRow(NamedTuple):
 def bucket_rows(dataset: Dataset, batch_size: int = 1) -> list[BucketRow]:
     """All buckets that hold pictures, by width."""
     trained: dict[Size, list[Sample]] = defaultdict(list)
-    held_out: dict[Size, int] = defaultdict(int)
-    for sample in dataset.samples:
-        trained[sample.fit.bucket].append(sample)
-    for sample in dataset.validation:
-        held_out[sample.fit.bucket] += 1
+    held_out: dict[Size, list[Sample]] = defaultdict(list)
+    for group, samples in ((trained, dataset.samples), (held_out, dataset.validation)):
+        for sample in samples:
+            group[sample.fit.bucket].append(sample)
     rows = []
     for bucket in sorted(trained.keys() | held_out.keys()):
-        samples = trained[bucket]
-        picks = sum(sample.repeats for sample in samples)
-        kept = sum(sample.fit.kept for sample in samples) / max(len(samples), 1)
+        own, apart = trained[bucket], held_out[bucket]
+        picks = sum(sample.repeats for sample in own)
+        kept = sum(sample.fit.kept for sample in (*own, *apart)) / len((*own, *apart))
         batches = -(-picks // batch_size)
         last = picks - max(batches - 1, 0) * batch_size
-        rows.append(BucketRow(bucket, len(samples), picks, kept, batches, last, held_out[bucket]))
+        rows.append(BucketRow(bucket, len(own), picks, kept, batches, last, len(apart)))
     return rows
 
 
