@@ -48,6 +48,16 @@ class ComfyNames:
         encoders = set(self._encoders.values()) or {"te1"} if clip is not None else set()
         self.components = frozenset(encoders | ({"unet"} if model is not None else set()))
 
+    @property
+    def family(self) -> str | None:
+        """A name of ``BASES``, or None."""
+        return self._own.family if self._own is not None else None
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Every weight, where our own table knows the architecture; else none."""
+        return self._own.targets if self._own is not None else ()
+
     def is_of(self, clip: Any) -> bool:
         """Whether this table was made with this text encoder, or without one."""
         if self._clip is None or clip is None:

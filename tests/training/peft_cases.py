@@ -72,12 +72,11 @@ def chosen(part: nn.Module, endings: tuple[str, ...], kinds=nn.Linear | nn.Conv2
     return [
         path
         for path, module in part.named_modules()
-        if isinstance(module, kinds)
-        and any(path.endswith(f".{ending}") for ending in endings)
+        if isinstance(module, kinds) and any(path.endswith(f".{ending}") for ending in endings)
     ]
 
 
-@lru_cache(maxsize=4)
+@lru_cache
 def trained(family: str, settings: str) -> Live:
     """The case ``settings`` (a key of ``CASES``, or ``"dora"``) of a family; seeded."""
     clean = clean_parts(family)
@@ -154,12 +153,14 @@ def main() -> None:
     for family in FAMILIES:
         for number, case in enumerate(CASES):
             live = trained(family, case)
-            export(live.modules, live.table, folder / f"{family}-{number}.safetensors", dtype="fp32")
+            export(
+                live.modules, live.table, folder / f"{family}-{number}.safetensors", dtype="fp32"
+            )
             deltas = {
                 f"{target.component}/{target.canonical}": delta
                 for target, delta in live.deltas.items()
             }
-            write_safetensors(folder / f"{family}-{number}-deltas.safetensors", deltas)
+            write_safetensors(folder / f"{name}-deltas.safetensors", deltas)
 
 
 if __name__ == "__main__":
