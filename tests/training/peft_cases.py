@@ -152,10 +152,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     for family in FAMILIES:
         for number, case in enumerate(CASES):
-            live = trained(family, case)
-            export(
-                live.modules, live.table, folder / f"{family}-{number}.safetensors", dtype="fp32"
-            )
+            live, name = trained(family, case), f"{family}-{number}"
+            export(live.modules, live.table, folder / f"{name}.safetensors", dtype="fp32")
             deltas = {
                 f"{target.component}/{target.canonical}": delta
                 for target, delta in live.deltas.items()
