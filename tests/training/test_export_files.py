@@ -198,7 +198,7 @@ def test_dora_magnitudes_have_the_shapes_that_readers_take(table, generator):
     module = dora(table, generator)
     for form, key, shape in (
         ("kohya", "dora_scale", (640, 1, 1, 1)),
-        ("diffusers", "lora_magnitude_vector", (1, 640, 1, 1)),
+        ("diffusers", "lora_magnitude_vector.weight", (1, 640, 1, 1)),
     ):
         tensors = exported_tensors(named_modules([module], table, form), form)
         (stored,) = [tensor for name, tensor in tensors.items() if name.endswith(key)]

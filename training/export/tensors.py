@@ -98,11 +98,15 @@ def _component_alphas(modules: Iterable[TrainedModule]) -> dict[str, float]:
 
 
 def _magnitude_place(form: Form, dimensions: int) -> tuple[str, tuple[int, ...]]:
-    """Name and shape of DoRA's magnitudes: LyCORIS' ``(out, 1, ...)``, PEFT's own."""
+    """Name and shape of DoRA's magnitudes: LyCORIS' ``(out, 1, ...)``, or PEFT's own.
+
+    PEFT saves them without ``.weight`` and reads both; transformers (5.23), into whose text
+    encoders diffusers loads a file, reads only names with it.
+    """
     if form == "kohya":
         return "dora_scale", (-1, *[1] * (dimensions - 1))
     shape = (-1,) if dimensions == 2 else (1, -1, *[1] * (dimensions - 2))
-    return "lora_magnitude_vector", shape
+    return "lora_magnitude_vector.weight", shape
 
 
 def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
