@@ -10,7 +10,7 @@ import pytest
 from lora_workbench.nodes import NODES, node_mappings
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("lora_core", "nodes", "hosts", "headless")
+PACKAGES = ("lora_core", "training", "nodes", "hosts", "headless")
 COMFY = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server", "execution"}
 HEAVY = {"diffusers", "transformers", "peft", "accelerate", "numpy", "numba", "aiohttp"}
 COMPILED = "lora_core/patching/loops.py"  # needs the extra [cpu]; `kernels` loads it by its path
@@ -42,6 +42,11 @@ def test_the_core_imports_only_itself_torch_and_the_standard_library(path):
     allowed = {"numba", "numpy"} if path == ROOT / COMPILED else set()
     assert not absolute & (COMFY | HEAVY) - allowed
     assert relative <= {"lora_core"}
+
+
+@pytest.mark.parametrize("path", modules("training"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_trainer_knows_the_core_and_no_host(path):
+    assert imports(path)[1] <= {"lora_core", "training", "version.py", "version"}
 
 
 @pytest.mark.parametrize("path", modules("nodes"), ids=lambda p: str(p.relative_to(ROOT)))

@@ -8,7 +8,7 @@ import torch
 
 from lora_workbench.lora_core.errors import LoraError, ShapeMismatchError, UnsupportedFormatError
 from lora_workbench.lora_core.lora import load_lora
-from lora_workbench.lora_core.models import table_for_base
+from lora_workbench.lora_core.models import Target, table_for_base
 from lora_workbench.training.export import (
     BOUNDS,
     TrainedModule,
@@ -17,6 +17,7 @@ from lora_workbench.training.export import (
     exported_tensors,
     metadata,
     named_modules,
+    trained_modules,
     verify,
 )
 
@@ -222,3 +223,41 @@ def test_a_dora_file_is_checked_or_refused_by_name(table, generator, tmp_path):
 def test_dora_and_plain_modules_need_kohyas_form(table, linear, generator, tmp_path):
     with pytest.raises(LoraError, match="all modules DoRA or none"):
         export([linear, dora(table, generator)], table, tmp_path / "a.safetensors", "diffusers")
+
+
+class Small(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(4, 6), torch.nn.Linear(6, 4)
+
+
+TARGETS = {
+    "first": Target("first.weight", (6, 4), "unet", "first.weight"),
+    "second": Target("second.weight", (4, 6), "unet", "second.weight"),
+}
+
+
+def injected(**options):
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(r=2, target_modules=["first", "second"], **options)
+    return inject_adapter_in_model(config, Small(), "default")
+
+
+def test_factors_are_peft_parameters_not_copies():
+    model = injected(lora_alpha=8, use_rslora=True)
+    first, _ = trained_modules(model, TARGETS)
+    assert first.scale == pytest.approx(8 / 2**0.5)
+    assert first.down.data_ptr() == model.first.lora_A["default"].weight.data_ptr()
+
+
+@pytest.mark.parametrize("given", [["first"], ["first", "second", "third"]])
+def test_every_layer_needs_a_target_and_every_target_a_layer(given):
+    targets = {name: TARGETS.get(name, TARGETS["first"]) for name in given}
+    with pytest.raises(LoraError, match="are not the trained targets"):
+        trained_modules(injected(), targets)
+
+
+def test_a_bias_of_up_is_refused():
+    with pytest.raises(UnsupportedFormatError, match="lora_bias"):
+        trained_modules(injected(lora_bias=True), TARGETS)
