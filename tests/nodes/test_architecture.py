@@ -44,6 +44,11 @@ def test_the_core_imports_only_itself_torch_and_the_standard_library(path):
     assert relative <= {"lora_core"}
 
 
+@pytest.mark.parametrize("path", modules("training"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_trainer_knows_the_core_and_no_host(path):
+    assert imports(path)[1] <= {"lora_core", "training", "version.py", "version"}
+
+
 @pytest.mark.parametrize("path", modules("nodes"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_nodes_know_the_core_and_the_host_protocol_only(path):
     absolute, relative = imports(path)

@@ -76,7 +76,7 @@ def chosen(part: nn.Module, endings: tuple[str, ...], kinds=nn.Linear | nn.Conv2
     ]
 
 
-@lru_cache(maxsize=4)
+@lru_cache
 def trained(family: str, settings: str) -> Live:
     """The case ``settings`` (a key of ``CASES``, or ``"dora"``) of a family; seeded."""
     clean = clean_parts(family)
@@ -152,15 +152,13 @@ def main() -> None:
     folder = Path(sys.argv[1])
     for family in FAMILIES:
         for number, case in enumerate(CASES):
-            live = trained(family, case)
-            export(
-                live.modules, live.table, folder / f"{family}-{number}.safetensors", dtype="fp32"
-            )
+            live, name = trained(family, case), f"{family}-{number}"
+            export(live.modules, live.table, folder / f"{name}.safetensors", dtype="fp32")
             deltas = {
                 f"{target.component}/{target.canonical}": delta
                 for target, delta in live.deltas.items()
             }
-            write_safetensors(folder / f"{family}-{number}-deltas.safetensors", deltas)
+            write_safetensors(folder / f"{name}-deltas.safetensors", deltas)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from lora_workbench.lora_core.binding import bind
+from lora_workbench.lora_core.files.write import write_safetensors
 from lora_workbench.lora_core.lora import load_lora
-from lora_workbench.training.export import export
+from lora_workbench.training.export import export, exported_tensors, named_modules
+from lora_workbench.training.export.tensors import adapter_header, lora_config
 
 from .peft_cases import CASES, FAMILIES, merged_delta, peft_layers, relative_error, trained
 
@@ -98,12 +100,12 @@ def test_peft_loads_the_same_deltas(family, case, tmp_path):
         assert_same_deltas(live, name, model.base_model.model)
 
 
-@matrix
-def test_a_peft_config_and_state_dict_can_be_set_by_hand(family, case, tmp_path):
+@pytest.mark.parametrize("case", CASES)
+def test_a_peft_config_and_state_dict_can_be_set_by_hand(case, tmp_path):
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    live = trained(family, case)
+    live = trained("sd15", case)
     folder = export(live.component("unet"), live.table, tmp_path / "u", "peft", "fp32").path
     config = json.loads((folder / "adapter_config.json").read_text())
     part = deepcopy(live.clean["unet"])
@@ -113,3 +115,28 @@ def test_a_peft_config_and_state_dict_can_be_set_by_hand(family, case, tmp_path)
     result = set_peft_model_state_dict(part, plain, "default")
     assert not result.unexpected_keys
     assert_same_deltas(live, "unet", part)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_diffusers_pipeline_loads_dora_in_its_own_form(family, tmp_path):
+    live = trained(family, "dora")
+    named = named_modules(live.modules, live.table, "diffusers")
+    tensors = exported_tensors(named, "diffusers", "fp32")
+    write_safetensors(tmp_path / "lora.safetensors", tensors, adapter_header(named))
+    pipe = pipeline(live)
+    pipe.load_lora_weights(tmp_path, weight_name="lora.safetensors", adapter_name="read")
+    for name in live.parts:
+        assert_same_deltas(live, name, getattr(pipe, name))
+
+
+def test_peft_loads_dora():
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+
+    live = trained("sd15", "dora")
+    for name in live.parts:
+        named = named_modules(live.component(NAMES[name]), live.table, "peft")
+        plain = {key.removeprefix("base_model.model."): module for key, module in named.items()}
+        part = deepcopy(live.clean[name])
+        inject_adapter_in_model(LoraConfig(**lora_config(plain)), part, "default")
+        set_peft_model_state_dict(part, exported_tensors(plain, "peft", "fp32"), "default")
+        assert_same_deltas(live, name, part)

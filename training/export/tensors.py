@@ -55,8 +55,10 @@ def exported_tensors(
 
     Args:
         named: What ``named_modules`` gave for the same form.
-        form: ``"kohya"`` has an ``alpha`` beside each pair, ``scale * rank`` in float32. The others
-            have their alphas in ``lora_config``.
+        form: ``"kohya"`` has an ``alpha`` beside each pair, ``scale * rank`` in float32, the same
+            for all of a component: diffusers (0.42) applies the most frequent alpha of a file to
+            every attention module. Where alphas differ, ``up`` takes the difference. The other
+            forms have their alphas in ``lora_config``.
         dtype: Of the factors. Alphas and magnitudes are float32: they are few, and a rounded one
             would change the whole weight.
 
@@ -65,15 +67,19 @@ def exported_tensors(
     """
     if dtype not in DTYPES:
         raise UnknownChoiceError("dtype", dtype, DTYPES)
+    alphas = _component_alphas(named.values())
     tensors: dict[str, Tensor] = {}
     for name, module in named.items():
         up, down = module.saved
+        alpha = alphas[module.target.component]
+        if form == "kohya" and module.alpha != alpha:
+            up = (up.double() * (module.alpha / alpha)).float()
         if dtype == "fp16":
             up, down = _balanced(up, down)
         up, down = up.to(DTYPES[dtype]), down.to(DTYPES[dtype])
         if form == "kohya":
             tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
-            tensors[f"{name}.alpha"] = torch.tensor(module.scale * len(down), dtype=torch.float32)
+            tensors[f"{name}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
         else:
             tensors |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
         if module.magnitude is not None:
@@ -83,12 +89,24 @@ def exported_tensors(
     return tensors
 
 
+def _component_alphas(modules: Iterable[TrainedModule]) -> dict[str, float]:
+    """The most frequent alpha of each component."""
+    alphas: dict[str, list[float]] = {}
+    for module in modules:
+        alphas.setdefault(module.target.component, []).append(module.alpha)
+    return {component: _most_frequent(values) for component, values in alphas.items()}
+
+
 def _magnitude_place(form: Form, dimensions: int) -> tuple[str, tuple[int, ...]]:
-    """Name and shape of DoRA's magnitudes: LyCORIS' ``(out, 1, ...)``, PEFT's own."""
+    """Name and shape of DoRA's magnitudes: LyCORIS' ``(out, 1, ...)``, or PEFT's own.
+
+    PEFT saves them without ``.weight`` and reads both; transformers (5.23), into whose text
+    encoders diffusers loads a file, reads only names with it.
+    """
     if form == "kohya":
         return "dora_scale", (-1, *[1] * (dimensions - 1))
     shape = (-1,) if dimensions == 2 else (1, -1, *[1] * (dimensions - 2))
-    return "lora_magnitude_vector", shape
+    return "lora_magnitude_vector.weight", shape
 
 
 def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,7 +162,7 @@ def lora_config(modules: Mapping[str, TrainedModule]) -> dict[str, object]:
     _require_one_kind(modules.values())
     paths = {name.removeprefix("text_model."): module for name, module in modules.items()}
     ranks = {path: module.rank for path, module in paths.items()}
-    alphas = {path: module.scale * ranks[path] for path, module in paths.items()}
+    alphas = {path: module.alpha for path, module in paths.items()}
     usual_rank, usual_alpha = _most_frequent(ranks.values()), _most_frequent(alphas.values())
     return {
         "r": usual_rank,

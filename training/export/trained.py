@@ -58,6 +58,11 @@ class TrainedModule:
         return self.down.shape[0] + (self.initial[0].shape[0] if self.initial else 0)
 
     @property
+    def alpha(self) -> float:
+        """``scale * rank``, what a file says for these factors."""
+        return self.scale * self.rank
+
+    @property
     def live(self) -> tuple[Tensor, Tensor]:
         """``(up, down)`` of the delta on the unchanged base, float64, scale not included.
 

@@ -95,17 +95,20 @@ def _require_dora_is_read(lora: Lora) -> None:
 
 def _error(lora: Lora, bound: BoundPart, live: TrainedModule) -> float:
     adapter = lora.adapter(bound.module, bound.part)
-    if live.magnitude is not None:
-        return _dora_error(adapter, live)
-    thin = adapter.thin(live.target.shape)
-    if thin is None:
-        return math.inf
-    up, down = live.live
+    down, up, *others = adapter.tensors()
+    error = _product_error(up, down, adapter.scale, live)
+    if live.magnitude is None:
+        return math.inf if others else error
+    return max(error, _dora_error(adapter, live))
+
+
+def _product_error(up: Tensor, down: Tensor, scale: float, live: TrainedModule) -> float:
+    live_up, live_down = live.live
     difference = _norm(
-        torch.cat([live.scale * up, -adapter.scale * thin.up.double()], 1),
-        torch.cat([down, thin.down.double()]),
+        torch.cat([live.scale * live_up, -scale * up.flatten(1).double()], 1),
+        torch.cat([live_down, down.flatten(1).double()]),
     )
-    return _ratio(difference, _norm(live.scale * up, down))
+    return _ratio(difference, _norm(live.scale * live_up, live_down))
 
 
 def _norm(up: Tensor, down: Tensor) -> float:
@@ -121,30 +124,14 @@ def _ratio(difference: float, size: float) -> float:
 
 
 def _dora_error(adapter: Adapter, live: TrainedModule) -> float:
-    """The error of the merged weight, on a made-up base weight.
-
-    A base of the delta's own size makes the result depend on factors and magnitudes alike.
-    """
+    """The error of the merged weight, on a made-up base weight with rows as long as trained."""
+    if live.magnitude is None:
+        raise ValueError(f"{live.target.target_key}: no magnitude")
+    magnitude = live.magnitude.detach().cpu().double().unsqueeze(1)
     up, down = live.live
-    delta = (live.scale * up @ down).reshape(live.target.shape)
-    base = torch.randn(delta.shape, generator=torch.Generator().manual_seed(0))
-    size = float(torch.linalg.vector_norm(delta)) or 1.0
-    base *= size / float(torch.linalg.vector_norm(base))
-    merged = dora_weight(base.double(), delta, live)
-    read = base.double() + adapter.delta(base).double()
-    return _ratio(
-        float(torch.linalg.vector_norm(read - merged)), float(torch.linalg.vector_norm(merged))
-    )
-
-
-def dora_weight(base_weight: Tensor, delta: Tensor, module: TrainedModule) -> Tensor:
-    """``magnitude * (W0 + delta) / |W0 + delta|`` by output rows, shape of ``base_weight``.
-
-    Source: arXiv:2402.09353, eq. 5, with the norm that PEFT takes.
-    """
-    if module.magnitude is None:
-        raise ValueError(f"{module.target.target_key}: no magnitude")
-    changed = base_weight + delta
-    rows = changed.flatten(1)
-    magnitude = module.magnitude.detach().cpu().to(changed.dtype).unsqueeze(1)
-    return (rows * (magnitude / rows.norm(dim=1, keepdim=True))).reshape(base_weight.shape)
+    noise = torch.randn(len(up), down.shape[1], generator=torch.Generator().manual_seed(0))
+    base = (noise / noise.norm(dim=1, keepdim=True) * magnitude).float()
+    changed = base.double() + live.scale * up @ down
+    merged = magnitude * changed / changed.norm(dim=1, keepdim=True)
+    read = base.double() + adapter.delta(base.reshape(live.target.shape)).flatten(1).double()
+    return _ratio(float((read - merged).norm()), float(merged.norm()))

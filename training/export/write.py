@@ -158,8 +158,8 @@ def _take_name(draft: Path, path: Path) -> None:
 def _warnings(modules: Sequence[TrainedModule], form: Form) -> Iterator[str]:
     if form != "kohya":
         yield (
-            "ComfyUI's own loader does not read this form: it knows no UNet name of it, and takes "
-            "alpha for the rank; use our nodes, or kohya's form"
+            "ComfyUI's own loader does not read this form: it knows no UNet name of it and takes "
+            "alpha = rank; use our nodes, or kohya's form"
         )
     if any(module.magnitude is not None for module in modules):
         yield from _DORA_WARNINGS[form]
@@ -167,10 +167,10 @@ def _warnings(modules: Sequence[TrainedModule], form: Form) -> Iterator[str]:
 
 _DORA_WARNINGS: Mapping[Form, tuple[str, ...]] = {
     "kohya": (
-        "DoRA: ComfyUI (0.30.0) divides by the norm of the base weight instead of the changed "
-        "weight, so its pictures differ from the training's",
-        "DoRA: diffusers drops the magnitudes of this form and applies a plain LoRA; for diffusers "
-        "export in its own form",
+        "DoRA: ComfyUI's own loader (0.30.0) divides by the norm of the base weight instead of the "
+        "changed weight, so its pictures differ from the training's; our nodes do not",
+        "DoRA: diffusers (0.42) drops the magnitudes of this form and applies a plain LoRA; for "
+        "diffusers export in its own form",
     ),
     "diffusers": (),
     "peft": (),
