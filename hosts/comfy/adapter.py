@@ -69,6 +69,11 @@ class FusedLoraAdapter(WeightAdapterBase):
         return cls(keys, tuple(weights))
 
     @property
+    def depends_on_base(self) -> bool:
+        """Whether what is added depends on the weight it is added to: there is a DoRA."""
+        return any(kind == "dora" for kind, *_ in self.weights[1:])
+
+    @property
     def signature(self) -> tuple[Any, ...]:
         """Equal for adapters that make the same bits of the same weight; reads no tensor."""
         has_function, *shares = self.weights
