@@ -108,7 +108,7 @@ def test_ours_is_the_definition_and_core_but_for_its_norm_of_outputs(
     }
     got = {
         name: lora.calculate_weight(
-            [(strength, adapter, 1.0, None, None)], base.float(), "key"
+            [(strength, adapter, 1.0, None, None)], base.float().clone(), "key"
         ).double()
         - base.double()
         for name, adapter in adapters.items()
