@@ -1,5 +1,6 @@
 // The rows of a stack as a list that people edit; the text value is the whole state.
 import { element } from "./element.js";
+import { putInOrder, viewsOf } from "./keep.js";
 import { RowView } from "./row.js";
 import * as rowsOf from "./rows.js";
 
@@ -24,6 +25,7 @@ export class RowEditor {
       this.root.addEventListener(type, (event) => event.stopPropagation());
     this.root.addEventListener("copy", (event) => this.onCopy(event));
     this.root.addEventListener("paste", (event) => this.onPaste(event));
+    this.toolbar = this.makeToolbar();
     this.list = element("ol", { class: "lw-list" });
     this.render();
   }
@@ -67,7 +69,7 @@ export class RowEditor {
 
   async add() {
     const names = await this.host.pick();
-    if (!names.length) return this.addButton?.focus();
+    if (!names.length) return this.addButton.focus();
     const first = this.rows.length;
     this.update(
       rowsOf.added(
@@ -127,29 +129,35 @@ export class RowEditor {
   }
 
   render() {
-    const content = this.unreadable ? [this.rawText()] : [this.toolbar(), this.list];
-    this.views = this.rows.map((row) => new RowView(row, this));
-    this.list.replaceChildren(...this.views.map((view) => view.element));
-    this.root.replaceChildren(...content);
+    this.views = viewsOf(this.rows, this.views, (row) => new RowView(row, this));
+    putInOrder(
+      this.list,
+      this.views.map((view) => view.element),
+    );
+    this.showSwitch();
+    putInOrder(this.root, this.unreadable ? [this.rawText()] : [this.toolbar, this.list]);
   }
 
-  toolbar() {
-    const all = element("input", {
+  makeToolbar() {
+    this.all = element("input", {
       type: "checkbox",
       "aria-label": "All LoRAs on",
       title: "All on, or all off",
       onchange: () => this.update(rowsOf.toggledAll(this.rows)),
     });
-    const on = this.rows.filter((row) => row.on).length;
-    all.checked = on > 0 && on === this.rows.length;
-    all.indeterminate = on > 0 && on < this.rows.length;
-    all.disabled = !this.rows.length;
     this.addButton = element(
       "button",
       { type: "button", class: "lw-add", onclick: () => this.add() },
       "+ Add LoRA",
     );
-    return element("div", { class: "lw-toolbar" }, all, this.addButton);
+    return element("div", { class: "lw-toolbar" }, this.all, this.addButton);
+  }
+
+  showSwitch() {
+    const on = this.rows.filter((row) => row.on).length;
+    this.all.checked = on > 0 && on === this.rows.length;
+    this.all.indeterminate = on > 0 && on < this.rows.length;
+    this.all.disabled = !this.rows.length;
   }
 
   // What a row asks of its list, see row.js.

@@ -18,12 +18,22 @@ export class RowView {
   }
 
   show(row) {
+    const isSwitched = this.row && isSameButOn(this.row, row);
     this.row = row;
     this.element.className = row.on ? "lw-row" : "lw-row lw-off";
-    this.verdict = element("p", { class: "lw-verdict", role: "status" });
-    const weighting = row.weighting === undefined ? [] : [this.weighting()];
-    this.element.replaceChildren(this.line(), ...weighting, this.verdict);
+    if (isSwitched) this.box.checked = row.on;
+    else this.build();
     this.showVerdict();
+  }
+
+  build() {
+    const focused = this.element.contains(document.activeElement)
+      ? document.activeElement.dataset.field
+      : null;
+    this.verdict ??= element("p", { class: "lw-verdict" });
+    const weighting = this.row.weighting === undefined ? [] : [this.weighting()];
+    this.element.replaceChildren(this.line(), ...weighting, this.verdict);
+    if (focused) this.focus(focused);
   }
 
   focus(field) {
@@ -33,15 +43,8 @@ export class RowView {
   showVerdict() {
     const line = this.verdict;
     this.list.verdict(this.row).then(
-      ({ level, text, details }) => {
-        line.textContent = text;
-        line.title = (details ?? []).join("\n");
-        line.dataset.level = level;
-      },
-      (error) => {
-        line.textContent = error.message;
-        line.dataset.level = "wrong";
-      },
+      ({ level, text, details }) => tell(line, level, text, details),
+      ({ message }) => tell(line, "wrong", message),
     );
   }
 
@@ -70,14 +73,14 @@ export class RowView {
   }
 
   switch() {
-    const box = element("input", {
+    this.box = element("input", {
       type: "checkbox",
       "data-field": "on",
       "aria-label": `${this.row.name} on`,
       onchange: () => this.list.change(this, { on: !this.row.on }, "on"),
     });
-    box.checked = this.row.on;
-    return box;
+    this.box.checked = this.row.on;
+    return this.box;
   }
 
   name() {
@@ -117,6 +120,17 @@ export class RowView {
       onchange: (event) => this.list.change(this, { weighting: event.target.value.trim() }),
     });
   }
+}
+
+// Only what is new is written: every change of the graph asks for all verdicts.
+function tell(line, level, text, details = []) {
+  if (line.textContent !== text) line.textContent = text;
+  line.title = details.join("\n");
+  line.dataset.level = level;
+}
+
+function isSameButOn(row, other) {
+  return JSON.stringify({ ...row, on: true }) === JSON.stringify({ ...other, on: true });
 }
 
 function shortName(name) {
