@@ -27,29 +27,30 @@ ROWS, FILES, FOLDERS = 200, 5_000, 50
 MIDDLE = ROWS // 2
 INTERACTION_BAR, PICKER_BAR, START_BAR = 50, 150, 300  # milliseconds
 
-PAGE = """
-// From an event to the second frame once `isThere()`.
-function measure(type, isThere) {
-    window.took = new Promise((done) => addEventListener(type, ({ timeStamp }) => {
-        requestAnimationFrame(() => secondFrame(timeStamp, isThere, done))
-    }, { capture: true, once: true }))
-}
-function secondFrame(start, isThere, done) {
-    requestAnimationFrame((now) => isThere()
-        ? done(performance.now() - start)
-        : requestAnimationFrame(() => secondFrame(start, isThere, done)))
-}
-// The same for what a page does by itself.
-async function measureCall(call, isThere) {
-    const start = performance.now()
-    await call()
-    return new Promise((done) =>
-        requestAnimationFrame(() => secondFrame(start, isThere, done)))
-}
-const shownRows = () => document.querySelectorAll(".lw-row").length
-const found = () => document.querySelector(".lw-found li") !== null
-const tracker = () => app.extensionManager.workflow.activeWorkflow.changeTracker
-"""
+PAGE = """() => {
+    const shownRows = () => document.querySelectorAll(".lw-row").length
+    const found = () => document.querySelector(".lw-found li") !== null
+    const tracker = () => app.extensionManager.workflow.activeWorkflow.changeTracker
+    // From an event to the second frame once `isThere()`.
+    function measure(type, isThere) {
+        window.took = new Promise((done) => addEventListener(type, ({ timeStamp }) => {
+            requestAnimationFrame(() => secondFrame(timeStamp, isThere, done))
+        }, { capture: true, once: true }))
+    }
+    function secondFrame(start, isThere, done) {
+        requestAnimationFrame(() => isThere()
+            ? done(performance.now() - start)
+            : requestAnimationFrame(() => secondFrame(start, isThere, done)))
+    }
+    // The same for what a page does by itself.
+    async function measureCall(call, isThere) {
+        const start = performance.now()
+        await call()
+        return new Promise((done) =>
+            requestAnimationFrame(() => secondFrame(start, isThere, done)))
+    }
+    Object.assign(window, { shownRows, found, tracker, measure, measureCall })
+}"""
 WORKFLOW = """async (rows) => {
     app.graph.clear()
     await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))
@@ -253,7 +254,7 @@ def interactions(browser, folder, repetitions):
     with running(base) as server:
         frontend = opened(browser, server.url)
         wait_until_ready(frontend.page)
-        frontend.page.add_script_tag(content=PAGE)
+        frontend.page.evaluate(PAGE)
         for nodes_2 in (False, True) if frontend.has_nodes_2 else (False,):
             frontend.choose_renderer(nodes_2)
             timings = Timings()

@@ -5,6 +5,7 @@ import { RowView } from "./row.js";
 import * as rowsOf from "./rows.js";
 
 const JSON_TYPE = "application/json";
+const A_FRAME = 15; // rows; as many as can be seen
 
 // Args:
 //   host.pick(): a promise of file names to add.
@@ -134,8 +135,16 @@ export class RowEditor {
       this.list,
       this.views.map((view) => view.element),
     );
+    this.buildSome();
     this.showSwitch();
     putInOrder(this.root, this.unreadable ? [this.rawText()] : [this.toolbar, this.list]);
+  }
+
+  // A long list is built frame by frame, so that the page answers meanwhile.
+  buildSome() {
+    const rest = this.views.filter((view) => !view.isBuilt);
+    rest.slice(0, A_FRAME).forEach((view) => view.build());
+    if (rest.length > A_FRAME) requestAnimationFrame(() => this.buildSome());
   }
 
   makeToolbar() {

@@ -14,6 +14,7 @@ export class RowView {
   constructor(row, list) {
     this.list = list;
     this.element = element("li");
+    this.verdict = element("p", { class: "lw-verdict" });
     this.show(row);
   }
 
@@ -21,30 +22,38 @@ export class RowView {
     const isSwitched = this.row && isSameButOn(this.row, row);
     this.row = row;
     this.element.className = row.on ? "lw-row" : "lw-row lw-off";
+    if (!this.isBuilt) return;
     if (isSwitched) this.box.checked = row.on;
     else this.build();
-    this.showVerdict();
+  }
+
+  // What stands in a row takes its time: the list says when.
+  get isBuilt() {
+    return this.element.hasChildNodes();
   }
 
   build() {
     const focused = this.element.contains(document.activeElement)
       ? document.activeElement.dataset.field
       : null;
-    this.verdict ??= element("p", { class: "lw-verdict" });
     const weighting = this.row.weighting === undefined ? [] : [this.weighting()];
     this.element.replaceChildren(this.line(), ...weighting, this.verdict);
     if (focused) this.focus(focused);
+    this.showVerdict();
   }
 
   focus(field) {
+    if (!this.isBuilt) this.build();
     this.element.querySelector(`[data-field="${field}"]`)?.focus();
   }
 
   showVerdict() {
-    const line = this.verdict;
-    this.list.verdict(this.row).then(
-      ({ level, text, details }) => tell(line, level, text, details),
-      ({ message }) => tell(line, "wrong", message),
+    if (!this.isBuilt) return;
+    const asked = (this.asked = this.list.verdict(this.row));
+    const show = (...told) => this.asked === asked && tell(this.verdict, ...told);
+    asked.then(
+      ({ level, text, details }) => show(level, text, details),
+      ({ message }) => show("wrong", message),
     );
   }
 
