@@ -125,8 +125,18 @@ export class RowEditor {
     for (const view of this.views) view.showVerdict();
   }
 
+  // Where the focus is, for `focus(...)`; null when it is elsewhere.
+  get focused() {
+    const at = document.activeElement;
+    if (!this.root.contains(at)) return null;
+    return [this.views.findIndex((view) => view.element.contains(at)), at.dataset.field];
+  }
+
+  // On a field of a row, or of the last one; above the rows when there are none.
   focus(index, field) {
-    this.views[index]?.focus(field);
+    const view = index < 0 ? null : (this.views[index] ?? this.views.at(-1));
+    if (view) view.focus(field);
+    else this.addButton.focus();
   }
 
   render() {
@@ -205,8 +215,7 @@ export class RowEditor {
   remove(view) {
     const index = this.views.indexOf(view);
     this.update(rowsOf.removed(this.rows, index));
-    if (this.rows.length) this.focus(Math.min(index, this.rows.length - 1), "remove");
-    else this.addButton.focus();
+    this.focus(index, "remove");
   }
 
   move(view, step) {

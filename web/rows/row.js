@@ -44,7 +44,8 @@ export class RowView {
 
   focus(field) {
     if (!this.isBuilt) this.build();
-    this.element.querySelector(`[data-field="${field}"]`)?.focus();
+    const named = this.element.querySelector(`[data-field="${field}"]`);
+    (named ?? this.element.querySelector('[data-field="model"]')).focus();
   }
 
   showVerdict() {
@@ -75,8 +76,8 @@ export class RowView {
       clip === undefined ? null : this.strength("clip"),
       this.fieldButton("C", `CLIP strength of ${name} by itself`, "clip", () => this.row.model),
       this.fieldButton("W", `Weighting of ${name} by block`, "weighting", () => ""),
-      iconButton("S", `Solo ${name}: only this one on`, () => list.solo(this)),
-      iconButton("pi-copy", `Duplicate ${name}`, () => list.duplicate(this)),
+      iconButton("S", `Solo ${name}: only this one on`, () => list.solo(this), { "data-field": "solo" }),
+      iconButton("pi-copy", `Duplicate ${name}`, () => list.duplicate(this), { "data-field": "duplicate" }),
       iconButton("pi-times", `Remove ${name}`, () => list.remove(this), { "data-field": "remove" }),
     );
   }
@@ -112,7 +113,8 @@ export class RowView {
     const isShown = this.row[field] !== undefined;
     const toggle = () =>
       this.list.change(this, { [field]: isShown ? undefined : first() }, isShown ? "model" : field);
-    return iconButton(letter, label, toggle, { "aria-pressed": String(isShown) });
+    const attributes = { "aria-pressed": String(isShown), "data-field": `${field} button` };
+    return iconButton(letter, label, toggle, attributes);
   }
 
   // An object of a workflow written elsewhere is shown as JSON, which the same field takes.
