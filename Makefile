@@ -11,7 +11,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 REQUIREMENTS := pyproject.toml constraints.txt tests/comfy/requirements.txt tests/web/requirements.txt
 
-.PHONY: demo test test-comfy test-frontends check fuzz bench
+.PHONY: demo test test-comfy test-frontends check fuzz bench bench-web
 
 demo: $(INSTALLED)
 	$(BIN)/lora-workbench demo $(REAL_FILES:%=--real-files %)
@@ -32,7 +32,7 @@ test-comfy: $(INSTALLED)
 test-frontends: $(INSTALLED)
 	set -e; for version in ==1.27.10 ""; do \
 		$(BIN)/python -m pip install -qq --upgrade --no-deps --target ".cache/frontend$$version" "comfyui-frontend-package$$version"; \
-		PYTHONPATH=".cache/frontend$$version" COMFYUI_PATH="$(COMFYUI_PATH)" $(BIN)/pytest tests/web/test_rows.py tests/web/test_convert.py; \
+		PYTHONPATH=".cache/frontend$$version" COMFYUI_PATH="$(COMFYUI_PATH)" $(BIN)/pytest tests/web/test_rows.py tests/web/test_convert.py tests/web/test_keyboard.py tests/web/test_accessibility.py; \
 	done
 
 check: $(INSTALLED)
@@ -44,7 +44,11 @@ fuzz: $(INSTALLED)
 	LORA_WORKBENCH_FUZZ=100000 $(BIN)/pytest tests/core/test_header_fuzz.py
 
 bench: $(INSTALLED)
-	set -e; for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python "$$benchmark"; done
+	set -e; for benchmark in $(filter-out benchmarks/web.py,$(wildcard benchmarks/*.py)); do echo "== $$benchmark"; $(BIN)/python "$$benchmark"; done
+
+# The canvas in a browser: 200 rows, 5,000 files, start-up.
+bench-web: $(INSTALLED)
+	COMFYUI_PATH="$(COMFYUI_PATH)" $(BIN)/python benchmarks/web.py
 
 $(INSTALLED): $(REQUIREMENTS) | $(BIN)/python
 	$(BIN)/python -m pip install -qq --disable-pip-version-check $(CONSTRAINTS:%=-c %) \

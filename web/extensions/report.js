@@ -36,7 +36,8 @@ export const report = {
 
 function addBox(node, app) {
   const box = document.createElement("textarea");
-  box.className = "comfy-multiline-input";
+  box.className = "comfy-multiline-input lw-report";
+  box.setAttribute("aria-label", "What happened in the last run");
   box.readOnly = true;
   box.spellcheck = false;
   box.placeholder = "After a run: what happened";

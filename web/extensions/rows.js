@@ -35,6 +35,18 @@ export const rows = {
     });
   },
 
+  // An undo builds the nodes anew; the focus goes to where it was.
+  beforeConfigureGraph(data, missing, app) {
+    const found = [...allNodes(app)].find(({ node }) => editors.get(node)?.focused);
+    this.left = found && { id: found.node.id, focused: editors.get(found.node).focused };
+  },
+
+  afterConfigureGraph(missing, app) {
+    const { id, focused } = this.left ?? {};
+    const found = [...allNodes(app)].find(({ node }) => node.id === id && editors.has(node));
+    if (found) focusOnceShown(editors.get(found.node), focused);
+  },
+
   // The R key: files were added, taken away or replaced.
   refreshComboInNodes() {
     verdicts.forget();
@@ -71,6 +83,12 @@ function rowsWidget(app, node, name, [, { default: initial }]) {
   };
   node.setSize([Math.max(node.size[0], WIDTH), node.size[1]]);
   return widget;
+}
+
+// Nodes 2.0 puts the element into the page some frames later, and may do so twice.
+function focusOnceShown(editor, focused, frames = 20) {
+  if (document.activeElement === document.body) editor.focus(...focused);
+  if (frames) requestAnimationFrame(() => focusOnceShown(editor, focused, frames - 1));
 }
 
 function detailsHost(app) {

@@ -39,10 +39,10 @@ export function strengthField(label, value, onchange, onfinish) {
       event.preventDefault();
       stepped(steps, event);
       onfinish();
-    } else if (event.key === "Enter") input.blur();
+    } else if (event.key === "Enter") input.select(); // the browser tells of the change
     else if (event.key === "Escape") {
       show();
-      input.blur();
+      input.select();
     }
   });
   input.addEventListener("wheel", (event) => {
@@ -57,10 +57,15 @@ export function strengthField(label, value, onchange, onfinish) {
   return input;
 }
 
+function isBeingTyped(input) {
+  const isWhole = input.selectionStart === 0 && input.selectionEnd === input.value.length;
+  return document.activeElement === input && !isWhole;
+}
+
 function dragged(input, value, set, onfinish) {
   let start = null;
   input.addEventListener("pointerdown", (event) => {
-    if (event.button === 0 && document.activeElement !== input)
+    if (event.button === 0 && !isBeingTyped(input))
       start = { x: event.clientX, value: value(), moved: false };
   });
   input.addEventListener("pointermove", (event) => {
