@@ -2,27 +2,30 @@
 
     python slim_files.py COMFYUI CACHE CHECKPOINT LORA LORA
 
-In a process of its own, for ComfyUI's classes give the names. The second LoRA also has modules
+In a process of its own, for ComfyUI's classes give the names. The second LoRA also has a module
 that the model lacks.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "comfy"))
-import torchvision_stub
 
-torchvision_stub.install()
-comfyui, cache, checkpoint, *loras = sys.argv[1:]
-sys.path.insert(0, comfyui)
-sys.argv = ["main.py", "--cpu"]
-import comfy.options
+def main(comfyui, cache, checkpoint, first, second):
+    sys.path[:0] = [str(Path(__file__).parents[1] / "comfy"), comfyui]
+    sys.argv = ["main.py", "--cpu"]
+    import torchvision_stub
 
-comfy.options.enable_args_parsing()
-from checkpoints import SLIM, LoraTarget, cached_checkpoint, lora_targets, write_lora
+    torchvision_stub.install()
+    import comfy.options
 
-Path(checkpoint).symlink_to(cached_checkpoint(Path(cache), SLIM))
-targets = lora_targets(SLIM)
-absent = LoraTarget("unet.down_blocks.9.resnets.0.conv1", "", (320, 320, 3, 3))
-write_lora(Path(loras[0]), targets, rank=4, alpha=2.0, seed=1)
-write_lora(Path(loras[1]), [*targets, absent], rank=4, alpha=4.0, seed=2)
+    comfy.options.enable_args_parsing()
+    from checkpoints import SLIM, LoraTarget, cached_checkpoint, lora_targets, write_lora
+
+    Path(checkpoint).symlink_to(cached_checkpoint(Path(cache), SLIM))
+    targets = lora_targets(SLIM)
+    absent = LoraTarget("unet.down_blocks.9.resnets.0.conv1", "", (320, 320, 3, 3))
+    write_lora(Path(first), targets, rank=4, alpha=2.0, seed=1)
+    write_lora(Path(second), [*targets, absent], rank=4, alpha=4.0, seed=2)
+
+
+main(*sys.argv[1:])
