@@ -32,7 +32,8 @@ test-comfy: $(INSTALLED)
 test-frontends: $(INSTALLED)
 	set -e; for version in ==1.27.10 ""; do \
 		$(BIN)/python -m pip install -qq --upgrade --no-deps --target ".cache/frontend$$version" "comfyui-frontend-package$$version"; \
-		PYTHONPATH=".cache/frontend$$version" COMFYUI_PATH="$(COMFYUI_PATH)" $(BIN)/pytest tests/web/test_rows.py tests/web/test_convert.py; \
+		PYTHONPATH=".cache/frontend$$version" COMFYUI_PATH="$(COMFYUI_PATH)" $(BIN)/pytest \
+			tests/web/test_rows.py tests/web/test_convert.py tests/web/test_relink.py tests/web/test_roundtrip.py; \
 	done
 
 check: $(INSTALLED)

@@ -217,38 +217,44 @@ def assert_same_patches(expected, found):
         assert torch.equal(tensor, found[key].reshape(tensor.shape)), key
 
 
-def test_a_graph_of_the_canvas_is_the_same_everywhere(canvas, server, tmp_path):
-    assert briefly(canvas.rows_of(APPLY)) == APPLY_ROWS
+def reopened(canvas):
+    """Save, open what was saved, and export: the workflow, and the prompt before and after."""
     saved = canvas.downloaded("Comfy.ExportWorkflow")
     before = canvas.downloaded("Comfy.ExportWorkflowAPI")
-
     canvas.page.evaluate(OPEN, json.dumps(saved))
     canvas.wait("() => app.graph.nodes.length === 4")
-    exported = canvas.downloaded("Comfy.ExportWorkflowAPI")
+    return saved, before, canvas.downloaded("Comfy.ExportWorkflowAPI")
+
+
+def test_what_is_saved_opened_exported_and_queued_has_the_same_rows(canvas, server):
+    assert briefly(canvas.rows_of(APPLY)) == APPLY_ROWS
+    _, before, exported = reopened(canvas)
     assert without_titles(exported) == without_titles(before)
     assert rows_in(exported) == [APPLY_ROWS, STACK_ROWS]
-
-    forget(server)
-    prompt_id = canvas.page.evaluate(QUEUE)
-    received, on_canvas = in_history(server, prompt_id)
+    received, _ = in_history(server, canvas.page.evaluate(QUEUE))
     assert received == exported
 
+
+def test_the_canvas_the_command_and_the_embedded_host_patch_alike(frontend, server, tmp_path):
+    canvas = Canvas(frontend)
+    fill_rows(canvas)
+    saved, _, exported = reopened(canvas)
+    forget(server)
+    _, on_canvas = in_history(server, canvas.page.evaluate(QUEUE))
     api, ui = tmp_path / "graph.api.json", tmp_path / "graph.json"
     api.write_text(json.dumps(exported))
     ui.write_text(json.dumps(saved))
     forget(server)
-    remote = run(api, "--comfyui", server.url, "--output", tmp_path / "remote")
-    models = server.loras.parent
-    here = [
-        run(path, "--models", models, "--output", tmp_path / f"embedded{path.suffixes[0]}")
-        for path in (api, ui)
-    ]
-    runs = [shown_by(document, exported) for document in (remote, *here)]
-    counts = counts_in(on_canvas[APPLY])
-    assert [name for name, *_ in counts] == [DETAIL, STYLE, DETAIL]
-    assert len({used for *_, used in counts}) == 2  # the second file has more than matches
-    assert [counts_in(shown[APPLY]) for shown in runs] == [counts] * 3
+    runs = [run(api, "--comfyui", server.url, "--output", tmp_path / "remote")]
+    for path in (api, ui):
+        output = tmp_path / f"of {path.name}"
+        runs.append(run(path, "--models", server.loras.parent, "--output", output))
+    shown = [on_canvas, *(shown_by(document, exported) for document in runs)]
 
-    tensors = saved_tensors(on_canvas[SAVE])
-    for shown in runs:
-        assert_same_patches(tensors, saved_tensors(shown[SAVE]))
+    counts = [counts_in(each[APPLY]) for each in shown]
+    assert [name for name, *_ in counts[0]] == [DETAIL, STYLE, DETAIL]
+    assert len({used for *_, used in counts[0]}) == 2  # the second file has more than matches
+    assert counts == [counts[0]] * 4
+    expected = saved_tensors(on_canvas[SAVE])
+    for each in shown[1:]:
+        assert_same_patches(expected, saved_tensors(each[SAVE]))
