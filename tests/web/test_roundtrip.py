@@ -63,7 +63,7 @@ QUEUE = """async () => {
     const ended = new Promise((done, fail) => {
         api.addEventListener("execution_success", ({ detail }) => done(detail.prompt_id))
         api.addEventListener("execution_error", ({ detail }) => fail(detail.exception_message))
-        setTimeout(() => fail("no run ended, or the prompt was refused"), 120000)
+        setTimeout(() => fail("no run ended, or the prompt was refused"), 600000)
     })
     await app.extensionManager.command.execute("Comfy.QueuePrompt")
     return await ended
@@ -174,10 +174,22 @@ def get(server, path):
         return json.load(answer)
 
 
+def post(server, path, **body):
+    data = json.dumps(body).encode()
+    urllib.request.urlopen(urllib.request.Request(f"{server.url}/{path}", data)).close()
+
+
 def forget(server):
     """Drop every result, so that the next run does all of it again."""
-    body = json.dumps({"unload_models": True, "free_memory": True}).encode()
-    urllib.request.urlopen(urllib.request.Request(f"{server.url}/free", body)).close()
+    post(server, "free", unload_models=True, free_memory=True)
+
+
+def received_prompts(server):
+    queue = get(server, "queue")
+    entries = [*queue["queue_running"], *queue["queue_pending"]]
+    return [
+        entry[2] for entry in (*entries, *(e["prompt"] for e in get(server, "history").values()))
+    ]
 
 
 def in_history(server, prompt_id):
@@ -235,8 +247,15 @@ def test_what_is_saved_opened_exported_and_queued_has_the_same_rows(canvas, serv
     _, before, exported = reopened(canvas)
     assert without_titles(exported) == without_titles(before)
     assert rows_in(exported) == [APPLY_ROWS, STACK_ROWS]
-    received, _ = in_history(server, canvas.page.evaluate(QUEUE))
-    assert received == exported
+    post(server, "history", clear=True)
+    canvas.page.evaluate(COMMAND, "Comfy.QueuePrompt")
+    for _ in range(600):
+        received = received_prompts(server)
+        if received:
+            break
+        canvas.page.wait_for_timeout(100)
+    post(server, "interrupt")
+    assert received == [exported]
 
 
 def test_the_canvas_the_command_and_the_embedded_host_patch_alike(frontend, server, tmp_path):
@@ -244,7 +263,8 @@ def test_the_canvas_the_command_and_the_embedded_host_patch_alike(frontend, serv
     fill_rows(canvas)
     saved, _, exported = reopened(canvas)
     forget(server)
-    _, on_canvas = in_history(server, canvas.page.evaluate(QUEUE))
+    received, on_canvas = in_history(server, canvas.page.evaluate(QUEUE))
+    assert received == exported
     api, ui = tmp_path / "graph.api.json", tmp_path / "graph.json"
     api.write_text(json.dumps(exported))
     ui.write_text(json.dumps(saved))
