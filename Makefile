@@ -32,7 +32,8 @@ test-comfy: $(INSTALLED)
 test-frontends: $(INSTALLED)
 	set -e; for version in ==1.27.10 ""; do \
 		$(BIN)/python -m pip install -qq --upgrade --no-deps --target ".cache/frontend$$version" "comfyui-frontend-package$$version"; \
-		PYTHONPATH=".cache/frontend$$version" COMFYUI_PATH="$(COMFYUI_PATH)" $(BIN)/pytest tests/web/test_rows.py tests/web/test_convert.py tests/web/test_keyboard.py tests/web/test_accessibility.py; \
+		PYTHONPATH=".cache/frontend$$version" COMFYUI_PATH="$(COMFYUI_PATH)" $(BIN)/pytest tests/web \
+			--ignore=tests/web/test_modules.py --ignore=tests/web/test_graph_to_prompt.py; \
 	done
 
 check: $(INSTALLED)

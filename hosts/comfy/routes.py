@@ -71,8 +71,13 @@ class Answers:
         return {"name": pinned.name, "size": pinned.size, "sha256": pinned.sha256}
 
     def resolve(self, query: _Query) -> dict[str, Any]:
-        """The file that a row means."""
-        return {"name": self._files.resolve(_choice(query))}
+        """The file that a row means; a missing one is told, with files that may be meant."""
+        choice = _choice(query)
+        try:
+            return {"name": self._files.resolve(choice)}
+        except LoraNotFoundError as error:
+            near = self._files.near(choice.name)
+            return {"name": None, "near": near, "error": error_json(error, self.folders())}
 
     def verdict(self, query: _Query) -> dict[str, Any]:
         """Whether one file suits a model; one that is missing, or without a model, is told too."""

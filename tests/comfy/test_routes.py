@@ -109,12 +109,22 @@ def test_a_pin_is_the_hash_of_the_file_and_finds_it_again(ask, loras):
 
 
 def test_a_missing_file_is_a_404_with_near_matches(ask):
-    for route in ("resolve", "lora", "pin", "preview"):
+    for route in ("lora", "pin", "preview"):
         status, found = ask(route, name="gooood.safetensors")
         assert status == 404
         assert "missing" in found["error"]["headline"]
         assert "routes/good.safetensors" in found["error"]["facts"]["Near matches"]
         assert found["error"]["fix"]
+
+
+def test_a_row_whose_file_is_missing_or_another_resolves_to_near_matches(ask):
+    status, found = ask("resolve", name="old\\gooood.safetensors")
+    assert (status, found["name"]) == (200, None)
+    assert found["near"] == ["routes/good.safetensors"]
+    assert "missing" in found["error"]["headline"]
+    _, found = ask("resolve", name="good", sha256="0" * 64)
+    assert (found["name"], found["near"]) == (None, ["routes/good.safetensors"])
+    assert "is not the file" in found["error"]["headline"]
 
 
 def test_a_row_without_a_file_has_a_verdict(ask):

@@ -1,6 +1,7 @@
 // A command that turns the LoRA nodes of other packs into ours, as one step of undo.
 import { app } from "../comfy.js";
 import { convertLoras } from "../convert/convert.js";
+import { told } from "../convert/told.js";
 import { replaceWorkflow } from "../undo.js";
 
 const COMMAND = "LoraWorkbench.ConvertLoras";
@@ -19,11 +20,7 @@ export const convert = {
 };
 
 async function convertCanvas() {
-  const { workflow, converted } = convertLoras(app.rootGraph?.serialize() ?? app.graph.serialize());
-  if (converted) await replaceWorkflow(app, workflow);
-  app.extensionManager.toast.add({
-    severity: converted ? "success" : "info",
-    summary: converted ? `${converted} LoRA nodes converted` : "No LoRA nodes of other packs here",
-    life: 4000,
-  });
+  const found = convertLoras((app.rootGraph ?? app.graph).serialize());
+  if (found.converted) await replaceWorkflow(app, found.workflow);
+  app.extensionManager.toast.add({ ...told(found), life: 8000 });
 }
