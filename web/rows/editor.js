@@ -1,7 +1,7 @@
 // The rows of a stack as a list that people edit; the text value is the whole state.
-import { element, iconButton } from "./element.js";
+import { element } from "./element.js";
+import { RowView } from "./row.js";
 import * as rowsOf from "./rows.js";
-import { strengthField } from "./strength_field.js";
 
 const JSON_TYPE = "application/json";
 
@@ -16,6 +16,7 @@ export class RowEditor {
   constructor(host) {
     this.host = host;
     this.rows = [];
+    this.views = []; // of the rows, in their order
     this.unreadable = null;
     this.root = element("div", { class: "lw-rows", role: "group", "aria-label": "LoRAs" });
     // Keys of the list are not commands of the canvas (Delete would take the node away).
@@ -58,6 +59,12 @@ export class RowEditor {
     this.host.onfinish();
   }
 
+  // The same rows with other values, which their elements show already, or do not show.
+  take(rows) {
+    this.rows = rows;
+    this.views.forEach((view, index) => (view.row = rows[index]));
+  }
+
   async add() {
     const names = await this.host.pick();
     if (!names.length) return this.addButton?.focus();
@@ -77,8 +84,8 @@ export class RowEditor {
     const pin = await this.host.pin(name).catch(() => null); // the row works without
     if (!pin) return;
     const { size, sha256 } = pin;
-    this.rows = this.rows.map((row) =>
-      row.name === name && !row.sha256 ? { ...row, size, sha256 } : row,
+    this.take(
+      this.rows.map((row) => (row.name === name && !row.sha256 ? { ...row, size, sha256 } : row)),
     );
     this.host.onchange();
     this.host.onfinish();
@@ -112,16 +119,17 @@ export class RowEditor {
 
   // Ask anew what each file would do: another model may be connected.
   refreshVerdicts() {
-    this.rows.forEach((row, index) => this.showVerdict(row, this.list.children[index]));
+    for (const view of this.views) view.showVerdict();
   }
 
   focus(index, field) {
-    this.list.children[index]?.querySelector(`[data-field="${field}"]`)?.focus();
+    this.views[index]?.focus(field);
   }
 
   render() {
     const content = this.unreadable ? [this.rawText()] : [this.toolbar(), this.list];
-    this.list.replaceChildren(...this.rows.map((row, index) => this.rowElement(row, index)));
+    this.views = this.rows.map((row) => new RowView(row, this));
+    this.list.replaceChildren(...this.views.map((view) => view.element));
     this.root.replaceChildren(...content);
   }
 
@@ -144,162 +152,73 @@ export class RowEditor {
     return element("div", { class: "lw-toolbar" }, all, this.addButton);
   }
 
-  rowElement(row, index) {
-    const { name } = row;
-    const on = element("input", {
-      type: "checkbox",
-      "data-field": "on",
-      "aria-label": `${name} on`,
-      onchange: () =>
-        this.update(rowsOf.changed(this.rows, index, { on: !row.on }), [index, "on"]),
-    });
-    on.checked = row.on;
-    const item = element(
-      "li",
-      { class: row.on ? "lw-row" : "lw-row lw-off" },
-      element(
-        "div",
-        { class: "lw-line" },
-        this.handle(row, index),
-        on,
-        element(
-          "button",
-          {
-            type: "button",
-            class: "lw-name",
-            title: `${name}: what it is`,
-            "data-field": "name",
-            onclick: () => this.host.details(this.rows[index]),
-          },
-          shortName(name),
-        ),
-        this.strength(row, index, "model"),
-        row.clip === undefined ? null : this.strength(row, index, "clip"),
-        this.fieldButton("C", `CLIP strength of ${name} by itself`, row.clip !== undefined, () =>
-          this.update(
-            rowsOf.changed(this.rows, index, {
-              clip: row.clip === undefined ? this.rows[index].model : undefined,
-            }),
-            [index, row.clip === undefined ? "clip" : "model"],
-          ),
-        ),
-        this.fieldButton("W", `Weighting of ${name} by block`, row.weighting !== undefined, () =>
-          this.update(
-            rowsOf.changed(this.rows, index, {
-              weighting: row.weighting === undefined ? "" : undefined,
-            }),
-            [index, row.weighting === undefined ? "weighting" : "model"],
-          ),
-        ),
-        iconButton("S", `Solo ${name}: only this one on`, () =>
-          this.update(rowsOf.soloed(this.rows, index)),
-        ),
-        iconButton("pi-copy", `Duplicate ${name}`, () =>
-          this.update(rowsOf.duplicated(this.rows, index), [index + 1, "model"]),
-        ),
-        iconButton("pi-times", `Remove ${name}`, () => this.remove(index), { "data-field": "remove" }),
-      ),
-      row.weighting === undefined ? null : this.weighting(row, index),
-      element("p", { class: "lw-verdict", role: "status" }),
-    );
-    this.showVerdict(row, item);
-    return item;
+  // What a row asks of its list, see row.js.
+
+  verdict(row) {
+    return this.host.verdict(row);
   }
 
-  fieldButton(letter, label, isShown, onclick) {
-    return iconButton(letter, label, onclick, { "aria-pressed": String(isShown) });
+  details(view) {
+    return this.host.details(view.row);
   }
 
-  // An object of a workflow written elsewhere is shown as JSON, which the same field takes.
-  weighting({ name, weighting }, index) {
-    const shown = typeof weighting === "string" ? weighting : JSON.stringify(weighting);
-    return element("input", {
-      class: "lw-weighting",
-      type: "text",
-      value: shown,
-      placeholder: "by block, such as IN=0.5, OUT=1.2",
-      "aria-label": `Weighting of ${name}`,
-      "data-field": "weighting",
-      spellcheck: "false",
-      onchange: (event) =>
-        this.update(rowsOf.changed(this.rows, index, { weighting: event.target.value.trim() })),
-    });
+  change(view, fields, focused) {
+    const index = this.views.indexOf(view);
+    this.update(rowsOf.changed(this.rows, index, fields), focused && [index, focused]);
   }
 
-  remove(index) {
+  set(view, fields) {
+    this.take(rowsOf.changed(this.rows, this.views.indexOf(view), fields));
+    this.host.onchange();
+  }
+
+  finish() {
+    this.host.onfinish();
+  }
+
+  solo(view) {
+    this.update(rowsOf.soloed(this.rows, this.views.indexOf(view)));
+  }
+
+  duplicate(view) {
+    const index = this.views.indexOf(view);
+    this.update(rowsOf.duplicated(this.rows, index), [index + 1, "model"]);
+  }
+
+  remove(view) {
+    const index = this.views.indexOf(view);
     this.update(rowsOf.removed(this.rows, index));
     if (this.rows.length) this.focus(Math.min(index, this.rows.length - 1), "remove");
     else this.addButton.focus();
   }
 
-  strength(row, index, field) {
-    const label = `${field === "model" ? "Strength" : "CLIP strength"} of ${row.name}`;
-    const onchange = (value) => {
-      this.rows = rowsOf.changed(this.rows, index, { [field]: value });
-      this.host.onchange();
-    };
-    const input = strengthField(label, row[field], onchange, () => this.host.onfinish());
-    input.dataset.field = field;
-    return input;
+  move(view, step) {
+    this.moveTo(view, this.views.indexOf(view) + step);
   }
 
-  // Drag by pointer; Alt with the arrows by keyboard.
-  handle(row, index) {
-    const button = iconButton("pi-bars", `Reorder ${row.name}: drag, or Alt with the arrows`, null, {
-      class: "lw-icon lw-handle",
-      "data-field": "handle",
-    });
-    const move = (to) => {
-      const target = Math.min(Math.max(to, 0), this.rows.length - 1);
-      if (target !== index) this.update(rowsOf.moved(this.rows, index, target), [target, "handle"]);
-    };
-    button.addEventListener("keydown", (event) => {
-      const step = event.altKey ? { ArrowUp: -1, ArrowDown: 1 }[event.key] : 0;
-      if (!step) return;
-      event.preventDefault();
-      move(index + step);
-    });
-    button.addEventListener("pointerdown", (event) => {
-      if (event.button !== 0) return;
-      button.setPointerCapture(event.pointerId);
-      button.onpointermove = ({ clientY }) => this.showDrop(this.dropIndex(clientY), index);
-      button.onpointerup = ({ clientY }) => {
-        button.onpointermove = button.onpointerup = null;
-        this.showDrop(null);
-        move(this.dropIndex(clientY));
-      };
-    });
-    return button;
+  drop(view, clientY) {
+    this.moveTo(view, this.dropIndex(clientY));
+  }
+
+  moveTo(view, to) {
+    const index = this.views.indexOf(view);
+    const target = Math.min(Math.max(to, 0), this.rows.length - 1);
+    if (target !== index) this.update(rowsOf.moved(this.rows, index, target), [target, "handle"]);
+  }
+
+  showDrop(view, clientY) {
+    const target = clientY === null ? null : this.views[this.dropIndex(clientY)];
+    for (const each of this.views)
+      each.element.classList.toggle("lw-drop", each === target && each !== view);
   }
 
   dropIndex(clientY) {
-    const middles = [...this.list.children].map((item) => {
+    const middles = this.views.map(({ element: item }) => {
       const { top, height } = item.getBoundingClientRect();
       return top + height / 2;
     });
     const below = middles.findIndex((middle) => clientY < middle);
     return below < 0 ? middles.length - 1 : below;
-  }
-
-  showDrop(target, from) {
-    [...this.list.children].forEach((item, index) =>
-      item.classList.toggle("lw-drop", index === target && index !== from),
-    );
-  }
-
-  showVerdict(row, item) {
-    const line = item.querySelector(".lw-verdict");
-    this.host.verdict(row).then(
-      ({ level, text, details }) => {
-        line.textContent = text;
-        line.title = (details ?? []).join("\n");
-        line.dataset.level = level;
-      },
-      (error) => {
-        line.textContent = error.message;
-        line.dataset.level = "wrong";
-      },
-    );
   }
 
   // Text that cannot be read as rows stays as it is, to be mended by hand.
@@ -330,8 +249,4 @@ function rowsIn(text) {
   } catch {
     return []; // somebody's other text
   }
-}
-
-function shortName(name) {
-  return name.replaceAll("\\", "/").split("/").at(-1).replace(/\.(safetensors|pt|bin|ckpt)$/, "");
 }
