@@ -9,9 +9,11 @@ const JSON_TYPE = "application/json";
 //   host.pick(): a promise of file names to add.
 //   host.pin(name): a promise of `{size, sha256}` of a file.
 //   host.verdict(row): a promise of `{level, text, details}`.
+//   host.blocks(row): a promise of what the route `blocks` answers for its weighting.
 //   host.details(row): show what a row's file is; a promise, kept once that is closed.
 //   host.onchange(): called after each change of the value.
 //   host.onfinish(): called once a change is complete, for undo.
+//   host.onresize(): called when a row becomes higher or lower and no value changes.
 export class RowEditor {
   constructor(host) {
     this.host = host;
@@ -119,7 +121,7 @@ export class RowEditor {
 
   // Ask anew what each file would do: another model may be connected.
   refreshVerdicts() {
-    for (const view of this.views) view.showVerdict();
+    for (const view of this.views) view.refresh();
   }
 
   focus(index, field) {
@@ -128,9 +130,23 @@ export class RowEditor {
 
   render() {
     const content = this.unreadable ? [this.rawText()] : [this.toolbar(), this.list];
-    this.views = this.rows.map((row) => new RowView(row, this));
+    this.views = this.viewsOf(this.rows);
     this.list.replaceChildren(...this.views.map((view) => view.element));
     this.root.replaceChildren(...content);
+  }
+
+  // A row that is still there keeps its elements; one in the place of another takes them over.
+  viewsOf(rows) {
+    const known = new Map(this.views.map((view) => [view.row, view]));
+    const kept = new Map(rows.map((row) => [row, known.get(row)]));
+    const isFree = (view) => view && !kept.has(view.row);
+    return rows.map((row, index) => {
+      if (kept.get(row)) return kept.get(row);
+      const inPlace = this.views[index];
+      if (!isFree(inPlace)) return new RowView(row, this);
+      inPlace.show(row);
+      return inPlace;
+    });
   }
 
   toolbar() {
@@ -156,6 +172,14 @@ export class RowEditor {
 
   verdict(row) {
     return this.host.verdict(row);
+  }
+
+  blocks(row) {
+    return this.host.blocks(row);
+  }
+
+  onresize() {
+    this.host.onresize();
   }
 
   details(view) {

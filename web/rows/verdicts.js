@@ -1,6 +1,7 @@
-// What each file would do to a model, asked once per file and model.
+// What each file, or its weighting, would do to a model: asked once per file, model and weighting.
 
 // `ask(query)` gives a promise of `{level, text, details}`.
+// `ask(query)` gives a promise of the answer.
 export class Verdicts {
   constructor(ask) {
     this.ask = ask;
@@ -8,8 +9,8 @@ export class Verdicts {
   }
 
   // A row that pins its file is judged by that file, wherever it lies.
-  of({ name, sha256, size }, checkpoint) {
-    const query = { name, sha256, size, ...checkpoint };
+  of({ name, sha256, size }, checkpoint, more = {}) {
+    const query = { name, sha256, size, ...checkpoint, ...more };
     const key = JSON.stringify(query);
     if (!this.known.has(key)) {
       const answer = this.ask(query);
