@@ -80,6 +80,8 @@ function rowsWidget(app, node, name, [, { default: initial }]) {
 function detailsHost(app) {
   return {
     facts: ({ name, sha256, size }) => ask("lora", { name, sha256, size }),
+    pin: ({ name, sha256, size }) => ask("pin", { name, sha256, size }),
+    norms: ({ name, sha256, size }) => ask("norms", { name, sha256, size }),
     preview: previewAddress,
     targets: () => wordTargets(app),
     relink: ({ name }) => relink(app, name),

@@ -24,6 +24,7 @@ export class WeightingPanel {
     this.name = name;
     this.host = host;
     this.known = null;
+    this.sliders = this.numbers = [];
     this.field = this.textField();
     this.presets = element("select", {
       class: "lw-presets",
@@ -40,16 +41,19 @@ export class WeightingPanel {
 
   // `known` is the answer of the route `blocks`, or null before it.
   show(known) {
-    if (JSON.stringify(known?.blocks.map(({ name }) => name)) !== this.shownBlocks) {
-      this.shownBlocks = JSON.stringify(known?.blocks.map(({ name }) => name));
+    const names = known?.blocks.map(({ name }) => name).join();
+    if (names !== this.shownNames) {
+      this.shownNames = names;
       this.sliders = (known?.blocks ?? []).map(({ name }) => this.slider(name));
       this.blocks.replaceChildren(...this.sliders.map(({ label }) => label));
       this.numbers = (known?.parts ?? []).map((part) => this.partNumber(part));
       this.parts.replaceChildren(...this.numbers.map(({ label }) => label));
     }
     this.known = known;
+    this.knownText = this.host.text;
     this.fillPresets(known?.family ?? null);
     this.refresh();
+    if (this.block) this.read(this.block);
   }
 
   // What sliders change: the text itself, or the rules that a list of numbers or JSON stands for;
@@ -66,7 +70,7 @@ export class WeightingPanel {
     const isPreset = [...this.presets.options].some(({ value }) => value === this.host.text);
     this.presets.value = isPreset ? this.host.text : OWN_TEXT;
     this.presets.title = this.presets.selectedOptions[0]?.title ?? "";
-    for (const { name, input, label } of this.sliders ?? []) {
+    for (const { name, input, label } of this.sliders) {
       const factor = blockFactor(rules ?? "", name);
       input.disabled = rules === null;
       input.min = Math.min(LEAST, factor);
@@ -75,7 +79,7 @@ export class WeightingPanel {
       input.setAttribute("aria-valuetext", shown(factor));
       label.title = this.told(name, factor);
     }
-    for (const { name, input } of this.numbers ?? []) {
+    for (const { name, input } of this.numbers) {
       const factor = partFactor(rules ?? "", name);
       input.disabled = rules === null;
       input.value = factor === null ? "" : shown(factor);
@@ -150,13 +154,15 @@ export class WeightingPanel {
   }
 
   read(block) {
+    this.block = block;
     this.readout.textContent = this.told(block, blockFactor(this.rules ?? "", block));
   }
 
   // Rules over parts and names may change a block's factor in some of its weights.
   told(name, factor) {
     const block = this.known?.blocks.find((each) => each.name === name);
-    const isWhole = block?.least === undefined || (block.least === block.most && block.most === factor);
+    const isTold = block?.least !== undefined && this.knownText === this.host.text;
+    const isWhole = !isTold || (block.least === factor && block.most === factor);
     return `${name}: ${shown(factor)}${isWhole ? "" : `, with all rules ${factorInWords(block)}`}`;
   }
 }
