@@ -14,6 +14,16 @@ from .error_json import error_json
 
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 _TEXT_ENCODERS = ("text_encoders.", "cond_stage_model.", "conditioner.")
+# A weight of each sort, for a model whose text encoders are in files of their own.
+_ELSEWHERE = tuple(
+    Target("", (), f"te{number}", f"text_model.encoder.layers.0.{module}.weight")
+    for number in (1, 2, 3)
+    for module in (
+        *(f"self_attn.{p}_proj" for p in ("q", "k", "v", "out")),
+        "mlp.fc1",
+        "layer_norm1",
+    )
+)
 _RENAMED = "single_transformer_blocks."  # diffusers' Flux: ComfyUI loads it under other names
 
 
@@ -86,10 +96,12 @@ def blocks_json(blocks: ModelBlocks, text: str) -> dict[str, Any]:
         return {**known, "problem": error_json(error, ())}
     factors = factors_by_block(weighting, blocks)
     every = [target for targets in blocks.targets.values() for target in targets]
+    if "te1" not in blocks.parts:
+        every += _ELSEWHERE
     return {
         "blocks": [{**block, **asdict(factors[block["name"]])} for block in known["blocks"]],
         "parts": known["parts"],
         "text": weighting.to_text(),
-        "unmatched": weighting.unmatched_rules(every) if every else [],
+        "unmatched": weighting.unmatched_rules(every) if blocks.targets else [],
         "problem": None,
     }

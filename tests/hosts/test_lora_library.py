@@ -381,6 +381,15 @@ def test_a_model_that_no_table_knows_has_the_blocks_of_its_names(tmp_path, libra
         assert [(b["targets"], b["mean"]) for b in found["blocks"][:3]] == [(2, 1), (1, 1), (1, 0)]
 
 
+def test_a_rule_over_text_encoders_is_no_mistake_on_a_model_without_them(tmp_path, library):
+    model = hollow(tmp_path / "m.safetensors", "sd15", lambda name: "diffusion_model" in name)
+    found = library.blocks(model, None, "te=0, te2 & ff=0, IN12=0, unet & te=1, blocks.03=0")
+    assert found["problem"]["facts"]["Rule"] == "IN12=0"
+    found = library.blocks(model, None, "te=0, te2 & ff=0, unet & te=1, blocks.03=0")
+    assert found["unmatched"] == ["unet & te=1", "blocks.03=0"]
+    assert "te" not in {part["name"] for part in found["parts"]}
+
+
 def test_a_file_without_blocks_says_nothing(tmp_path, library):
     renamed = write_names(
         tmp_path / "a.safetensors",

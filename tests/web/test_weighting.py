@@ -9,7 +9,7 @@ from .test_rows import UNDO, VALUE, WITH_CHECKPOINT, Editor, header_only_checkpo
 
 SLIDERS = "() => document.querySelectorAll('.lw-block').length"
 BARS = "() => document.querySelectorAll('.lw-spark rect').length - 1"  # one is the ground line
-TOLD = "() => document.querySelector('.lw-row .lw-verdict').textContent"
+TOLD = "() => document.querySelector('.lw-reasons').textContent"
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_list_of_numbers_becomes_rules_when_a_slider_is_moved(on_sd15):
 def test_a_wrong_text_shows_its_reason_on_the_row(on_sd15):
     on_sd15.rows = [{"name": LORA, "weighting": "IN04=0.5, attn3=0"}]
     on_sd15.wait(f"() => ({TOLD})().startsWith(\"Unknown selector 'attn3'.\")")
-    told = on_sd15.root.locator(".lw-row .lw-verdict").first
+    told = on_sd15.root.locator(".lw-reasons").first
     assert told.get_attribute("data-level") == "wrong"
     assert "Rule: attn3=0" in told.get_attribute("title")
     on_sd15.button(f"Weighting of {LORA}").click()
@@ -136,7 +136,7 @@ def test_a_wrong_text_shows_its_reason_on_the_row(on_sd15):
     on_sd15.wait(f"() => ({TOLD})() === 'mid_block.07=0 names nothing in this model.'")
     field.fill("IN04=0.5")
     on_sd15.page.keyboard.press("Enter")
-    on_sd15.wait("() => document.querySelector('.lw-row .lw-verdict').hidden")
+    on_sd15.wait("() => document.querySelector('.lw-reasons').hidden")
 
 
 def test_the_panel_stays_open_while_its_row_changes_and_moves(on_sd15):

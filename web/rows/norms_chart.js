@@ -27,7 +27,7 @@ function chart({ base, norms }) {
       {},
       element("th", { scope: "row" }, block),
       element("td", { class: "lw-wide" }, bar),
-      element("td", {}, norm.toPrecision(DIGITS)),
+      element("td", { class: "lw-number" }, norm.toPrecision(DIGITS)),
     );
   });
   const caption = `Frobenius norm of what is added to each block of ${base}, at strength 1`;

@@ -12,7 +12,7 @@ export class RowWeighting {
   constructor(host) {
     this.host = host;
     this.strip = element("span", { class: "lw-strip" });
-    this.told = element("p", { class: "lw-verdict", role: "status", hidden: true });
+    this.told = element("p", { class: "lw-reasons", role: "status", hidden: true });
     this.place = element("div", {}, this.told);
     this.panel = null;
   }
@@ -70,7 +70,10 @@ export class RowWeighting {
   refresh() {
     this.showState();
     const asked = (this.asked = {});
-    if (!this.text && !this.panel) return this.tell(null);
+    if (!this.text && !this.panel) {
+      if (this.isTold) this.tell(null);
+      return;
+    }
     this.host.blocks({ ...this.host.row, weighting: this.text }).then(
       (known) => asked === this.asked && this.tell(known),
       (error) => asked === this.asked && this.tell(null, error.message),
@@ -83,6 +86,7 @@ export class RowWeighting {
   }
 
   tell(known, failure = "") {
+    this.isTold = known !== null || failure !== "";
     const isDrawn = this.text && known?.blocks.length && !known.problem;
     const label = `Weighting of ${this.host.row.name}`;
     this.strip.replaceChildren(...(isDrawn ? [sparkline(label, known.blocks)] : []));
