@@ -139,6 +139,26 @@ def test_a_wrong_text_shows_its_reason_on_the_row(on_sd15):
     on_sd15.wait("() => document.querySelector('.lw-reasons').hidden")
 
 
+def test_an_answer_that_comes_late_takes_no_typed_text(editor, server, request):
+    late = f"{request.node.callspec.id} typed.safetensors"
+    header_only_checkpoint(server.checkpoints / late, "sd15")
+    editor.page.evaluate(WITH_CHECKPOINT, late)
+    held = []
+    is_late = lambda url: "/blocks?" in url and "typed" in url  # noqa: E731
+    editor.page.route(is_late, lambda route: held.append(route))
+    editor.rows = [{"name": LORA}]
+    editor.button(f"Weighting of {LORA}").click()
+    editor.page.keyboard.type("IN04=0")
+    for route in held:
+        route.continue_()
+    editor.wait(f"() => ({SLIDERS})() === 26")
+    editor.page.unroute(is_late)
+    editor.page.keyboard.type(".5")
+    editor.page.keyboard.press("Enter")
+    assert (weighting(editor), len(held)) == ("IN04=0.5", 1)
+    assert slider(editor, "IN04").input_value() == "0.5"
+
+
 def test_the_panel_stays_open_while_its_row_changes_and_moves(on_sd15):
     on_sd15.rows = [{"name": LORA}, {"name": "other"}]
     on_sd15.button(f"Weighting of {LORA}").click()

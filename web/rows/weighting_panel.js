@@ -66,7 +66,7 @@ export class WeightingPanel {
   // The fields as the text has them.
   refresh() {
     const { rules } = this;
-    this.field.value = this.host.text;
+    showText(this.field, this.host.text);
     const isPreset = [...this.presets.options].some(({ value }) => value === this.host.text);
     this.presets.value = isPreset ? this.host.text : OWN_TEXT;
     this.presets.title = this.presets.selectedOptions[0]?.title ?? "";
@@ -82,7 +82,7 @@ export class WeightingPanel {
     for (const { name, input } of this.numbers) {
       const factor = partFactor(rules ?? "", name);
       input.disabled = rules === null;
-      input.value = factor === null ? "" : shown(factor);
+      showText(input, factor === null ? "" : shown(factor));
     }
   }
 
@@ -94,7 +94,7 @@ export class WeightingPanel {
       "aria-label": `Weighting of ${this.name}`,
       "data-field": "weighting",
       spellcheck: "false",
-      onchange: () => this.finish(this.field.value.trim()),
+      onchange: () => this.finish(typedIn(this.field)),
     });
   }
 
@@ -129,8 +129,9 @@ export class WeightingPanel {
       placeholder: "-",
       "aria-label": `${name} of ${this.name}`,
       onchange: () => {
-        const factor = readNumber(input.value);
-        if (factor === null && input.value.trim()) return this.refresh();
+        const text = typedIn(input);
+        const factor = readNumber(text);
+        if (factor === null && text) return this.refresh();
         this.finish(withPart(this.rules, name, factor));
       },
     });
@@ -165,4 +166,15 @@ export class WeightingPanel {
     const isWhole = !isTold || (block.least === factor && block.most === factor);
     return `${name}: ${shown(factor)}${isWhole ? "" : `, with all rules ${factorInWords(block)}`}`;
   }
+}
+
+// What is being typed is not overwritten by an answer that comes meanwhile.
+function showText(input, text) {
+  const isTyping = document.activeElement === input && input.value !== input.dataset.shown;
+  if (!isTyping) input.value = input.dataset.shown = text;
+}
+
+function typedIn(input) {
+  input.dataset.shown = input.value;
+  return input.value.trim();
 }
