@@ -26,8 +26,8 @@ function hash(name, value) {
       told.textContent = " This page may not use the clipboard.";
     }
   };
-  const label = `Copy ${name}`;
-  const button = element("button", { type: "button", "aria-label": label, title: label, onclick: copy }, "Copy");
-  const code = element("code", {}, value);
-  return element("div", {}, element("span", { class: "lw-dim" }, `${name} `), code, " ", button, told);
+  const attributes = { type: "button", "aria-label": `Copy ${name}`, onclick: copy };
+  const button = element("button", attributes, "Copy");
+  const label = element("span", { class: "lw-dim" }, `${name} `);
+  return element("div", {}, label, element("code", {}, value), " ", button, told);
 }

@@ -3,7 +3,8 @@ import { element } from "./element.js";
 
 const DIGITS = 3;
 
-// `ask()` gives a promise of `{base, norms: [{block, norm}]}`; `told(error)` an element about an error.
+// `ask()` gives a promise of `{base, norms: [{block, norm}]}`,
+// `told(error)` an element about an error.
 export function normsChart(ask, told) {
   const body = element("div", { role: "status" });
   const summary = element("summary", {}, "How much it changes each block");
@@ -12,8 +13,8 @@ export function normsChart(ask, told) {
     const content = await ask().then(chart, told);
     body.replaceChildren(content);
   };
-  const details = element("details", { ontoggle: () => details.open && !body.hasChildNodes() && fill() });
-  details.append(summary, body);
+  const ontoggle = () => details.open && !body.hasChildNodes() && fill();
+  const details = element("details", { ontoggle }, summary, body);
   return details;
 }
 

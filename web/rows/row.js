@@ -69,7 +69,8 @@ export class RowView {
       line.title = details.join("\n");
       line.dataset.level = level;
     };
-    this.list.verdict(this.row).then(tell, (error) => tell({ level: "wrong", text: error.message }));
+    const fail = ({ message }) => tell({ level: "wrong", text: message });
+    this.list.verdict(this.row).then(tell, fail);
   }
 
   line() {

@@ -1,4 +1,4 @@
-// The weighting of one row: a strip of its factors, what is wrong with it, and the panel that edits it.
+// The weighting of one row: a strip of its factors, what is wrong with it, and the panel to edit it.
 import { element, iconButton } from "./element.js";
 import { sparkline } from "./sparkline.js";
 import { WeightingPanel } from "./weighting_panel.js";

@@ -1,7 +1,7 @@
 // The rows value of Apply LoRAs and LoRA Stack: text in, rows out, and what a user does to them.
 //
 // A row is `{on, name, model, clip?, weighting?, sha256?, size?}`; fields that this version does not
-// know are kept, in a row and beside the rows. Rows are never changed in place: each function returns
+// know are kept, in a row and beside the rows. Rows are never changed in place: each function gives
 // a new list.
 
 export const VERSION = 1;

@@ -28,8 +28,10 @@ export function sparkline(label, blocks) {
 
 // Such as "BASE 1, IN00-03 1, IN04-08 0 to 0.5".
 export function factorsInWords(blocks) {
-  const told = inRanges(blocks.map((block) => ({ name: block.name, factor: factorInWords(block) })));
-  return told.map(({ select, factor }) => `${select} ${factor}`).join(", ");
+  const told = blocks.map((block) => ({ name: block.name, factor: factorInWords(block) }));
+  return inRanges(told)
+    .map(({ select, factor }) => `${select} ${factor}`)
+    .join(", ");
 }
 
 export function factorInWords({ least, most }) {

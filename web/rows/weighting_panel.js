@@ -118,7 +118,8 @@ export class WeightingPanel {
       onchange: () => this.host.finish(),
     });
     const sign = element("span", { "aria-hidden": "true" }, name);
-    const label = element("label", { class: "lw-block", onpointerenter: () => this.read(name) }, input, sign);
+    const attributes = { class: "lw-block", onpointerenter: () => this.read(name) };
+    const label = element("label", attributes, input, sign);
     return { name, input, label };
   }
 

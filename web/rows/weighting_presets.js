@@ -8,7 +8,11 @@ const B_LORA = "B-LoRA (Frenkel et al. 2024, arXiv:2403.14572)";
 const PRESETS = [
   { label: "All 1", text: "", title: "Every block as it was trained: no rule." },
   { label: "No text encoder", text: "te=0", title: "The diffusion model alone is changed." },
-  { label: "Only attention", text: "default=0, attn=1", title: "Attention layers alone, of text encoders too." },
+  {
+    label: "Only attention",
+    text: "default=0, attn=1",
+    title: "Attention layers alone, of text encoders too.",
+  },
   {
     label: "INALL: input blocks",
     text: "default=0, BASE=1, IN01-02=1, IN04-05=1, IN07-08=1",

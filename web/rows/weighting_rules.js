@@ -20,8 +20,8 @@ export function blockFactor(text, block) {
   return rules.findLast(({ blocks }) => blocks?.includes(block))?.factor ?? defaultOf(rules);
 }
 
-// The text with another factor of one block. The run of rules over blocks that decides it is written
-// anew, as short as it can be; a first one stands before the rules over parts, which overrule it.
+// The text with another factor of one block. The run of rules over blocks that decides it is
+// written anew, as short as it can be; a first one stands before other rules, which overrule it.
 export function withBlock(text, block, factor) {
   const rules = readRules(text);
   const isBlocks = (rule) => rule?.blocks !== undefined;
@@ -40,8 +40,8 @@ export function withBlock(text, block, factor) {
   if (isNeedless) factors.delete(block);
   else factors.set(block, factor);
   const written = inRanges([...factors].map(([name, value]) => ({ name, factor: value })));
-  rules.splice(first, end - first, ...written.map(({ select, factor: f }) => ({ text: `${select}=${shown(f)}` })));
-  return writeRules(rules);
+  const run = written.map((range) => ({ text: `${range.select}=${shown(range.factor)}` }));
+  return writeRules([...rules.slice(0, first), ...run, ...rules.slice(end)]);
 }
 
 // The factor of a part's own rule; null when it has none.
