@@ -447,6 +447,7 @@ def test_a_missing_file_is_replaced_in_the_whole_workflow(editor):
     search = editor.page.get_by_role("combobox", name="Search LoRAs")
     assert search.input_value() == "stile"
     search.fill("style")
+    editor.page.locator(".lw-found li").first.wait_for()
     editor.page.keyboard.press("Enter")
     editor.wait(f"() => ({VALUE})().split('sha256').length === 3")
     assert [(row["name"], row["on"]) for row in editor.rows] == [(LORA, True), (LORA, False)]
