@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .adapters import Adapter, DoraAdapter
 from .binding import Binding
-from .models.blocks import block_of
+from .models.blocks import block_of, block_rank
 from .models.target import Target
 from .patching.fused import fuse
 from .stack import StackItem, Term, plan_of_bound
@@ -42,12 +42,8 @@ def _label(target: Target) -> str:
     return block_of(target) if target.component == "unet" else target.component
 
 
-def _rank(block: str) -> tuple[int, str]:
-    order = ("BASE", "IN", "M", "OUT")
-    if block.startswith("te"):
-        return len(order) + 1, block
-    found = [number for number, name in enumerate(order) if block.rstrip("0123456789") == name]
-    return (found or [len(order)])[0], block
+def _rank(block: str) -> tuple[bool, tuple[int, str, int]]:
+    return block.startswith("te"), block_rank(block)
 
 
 def _squared_norm(terms: Sequence[Term]) -> float:

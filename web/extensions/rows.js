@@ -19,6 +19,7 @@ const [LEAST, MOST] = [110, 420]; // height of the list in the canvas's pixels
 const WIDTH = 440;
 const editors = new WeakMap(); // by node
 const verdicts = new Verdicts((query) => ask("verdict", query));
+const blocks = new Verdicts((query) => ask("blocks", query));
 
 export const rows = {
   name: "loraWorkbench.rows",
@@ -50,6 +51,7 @@ export const rows = {
   // The R key: files were added, taken away or replaced.
   refreshComboInNodes() {
     verdicts.forget();
+    blocks.forget();
   },
 
   getCustomWidgets(app) {
@@ -63,8 +65,10 @@ function rowsWidget(app, node, name, [, { default: initial }]) {
     details: (row) => showDetails(row, detailsHost(app)),
     pin: (lora) => ask("pin", { name: lora }),
     verdict: (row) => verdicts.of(row, checkpointOf(node)),
+    blocks: (row) => blocks.of(row, checkpointOf(node), { weighting: row.weighting }),
     onchange: () => fit(node, widget),
     onfinish: () => rememberForUndo(app),
+    onresize: () => fit(node, widget),
   });
   const height = () => Math.min(Math.max(editor.height, LEAST), MOST);
   const widget = node.addDOMWidget(name, WIDGET, editor.root, {
@@ -94,6 +98,8 @@ function focusOnceShown(editor, focused, frames = 20) {
 function detailsHost(app) {
   return {
     facts: ({ name, sha256, size }) => ask("lora", { name, sha256, size }),
+    pin: ({ name, sha256, size }) => ask("pin", { name, sha256, size }),
+    norms: ({ name, sha256, size }) => ask("norms", { name, sha256, size }),
     preview: previewAddress,
     targets: () => wordTargets(app),
     relink: ({ name }) => relink(app, name),

@@ -1,31 +1,36 @@
 // The rows of a stack as a list that people edit; the text value is the whole state.
+import { copyRows, pastedRows } from "./clipboard.js";
 import { element } from "./element.js";
 import { putInOrder, viewsOf } from "./keep.js";
+import { rawText } from "./raw_text.js";
 import { RowView } from "./row.js";
 import * as rowsOf from "./rows.js";
 
-const JSON_TYPE = "application/json";
 const A_FRAME = 15; // rows; as many as can be seen
 
 // Args:
 //   host.pick(): a promise of file names to add.
 //   host.pin(name): a promise of `{size, sha256}` of a file.
 //   host.verdict(row): a promise of `{level, text, details}`.
+//   host.blocks(row): a promise of what the route `blocks` answers for its weighting.
 //   host.details(row): show what a row's file is; a promise, kept once that is closed.
 //   host.onchange(): called after each change of the value.
 //   host.onfinish(): called once a change is complete, for undo.
+//   host.onresize(): called when a row becomes higher or lower and no value changes.
 export class RowEditor {
   constructor(host) {
     this.host = host;
     this.rows = [];
     this.views = []; // of the rows, in their order
+    this.others = {}; // fields that stand beside the rows
+    this.unpinned = new Map(); // file name to the reason why its rows keep no hash
     this.unreadable = null;
     this.root = element("div", { class: "lw-rows", role: "group", "aria-label": "LoRAs" });
     // Keys of the list are not commands of the canvas (Delete would take the node away).
     for (const type of ["keydown", "keyup", "copy", "paste", "cut"])
       this.root.addEventListener(type, (event) => event.stopPropagation());
-    this.root.addEventListener("copy", (event) => this.onCopy(event));
-    this.root.addEventListener("paste", (event) => this.onPaste(event));
+    this.root.addEventListener("copy", (event) => copyRows(event, this.rows));
+    this.root.addEventListener("paste", (event) => this.paste(pastedRows(event)));
     this.toolbar = this.makeToolbar();
     this.list = element("ol", { class: "lw-list" });
     this.render();
@@ -38,16 +43,18 @@ export class RowEditor {
 
   get value() {
     if (this.unreadable) return this.unreadable.text;
-    return this.rows.length ? rowsOf.writeRows(this.rows) : "[]";
+    const isEmpty = !this.rows.length && !Object.keys(this.others).length;
+    return isEmpty ? "[]" : rowsOf.writeRows(this.rows, this.others);
   }
 
   set value(text) {
     if (text === this.value) return;
     try {
-      this.rows = rowsOf.parseRows(text);
+      ({ rows: this.rows, others: this.others } = rowsOf.readRows(text));
       this.unreadable = null;
     } catch (error) {
       this.rows = [];
+      this.others = {};
       this.unreadable = { text, message: error.message };
     }
     this.render();
@@ -84,9 +91,13 @@ export class RowEditor {
 
   // Rows keep size and hash of their file, by which a moved or renamed one is found again.
   async pin(name) {
-    const pin = await this.host.pin(name).catch(() => null); // the row works without
-    if (!pin) return;
+    const pin = await this.host.pin(name).catch((error) => ({ problem: error.message }));
+    if (pin.problem) {
+      this.unpinned.set(name, pin.problem); // the row works without
+      return this.refreshVerdicts();
+    }
     const { size, sha256 } = pin;
+    this.unpinned.delete(name);
     this.take(
       this.rows.map((row) => (row.name === name && !row.sha256 ? { ...row, size, sha256 } : row)),
     );
@@ -94,22 +105,9 @@ export class RowEditor {
     this.host.onfinish();
   }
 
-  // Tags for a prompt or a chat, and as JSON everything, for another of our nodes.
-  onCopy(event) {
-    if (isText(event.target) || !this.rows.length) return;
-    event.preventDefault();
-    event.clipboardData.setData("text/plain", rowsOf.writeTags(this.rows));
-    event.clipboardData.setData(JSON_TYPE, rowsOf.writeRows(this.rows));
-  }
-
-  // Rows in either form are added at the end; other text is left alone.
-  onPaste(event) {
-    if (isText(event.target) || this.unreadable) return;
-    const text = event.clipboardData.getData(JSON_TYPE) || event.clipboardData.getData("text/plain");
-    const pasted = rowsIn(text);
-    if (!pasted.length) return;
-    event.preventDefault();
-    this.update(rowsOf.added(this.rows, pasted), [this.rows.length, "model"]);
+  paste(rows) {
+    if (!rows.length || this.unreadable) return;
+    this.update(rowsOf.added(this.rows, rows), [this.rows.length, "model"]);
   }
 
   // Another file in the place of one, in every row that names it; the pin is the new file's.
@@ -122,7 +120,7 @@ export class RowEditor {
 
   // Ask anew what each file would do: another model may be connected.
   refreshVerdicts() {
-    for (const view of this.views) view.showVerdict();
+    for (const view of this.views) view.refresh();
   }
 
   // Where the focus is, for `focus(...)`; null when it is elsewhere.
@@ -157,6 +155,15 @@ export class RowEditor {
     if (rest.length > A_FRAME) requestAnimationFrame(() => this.buildSome());
   }
 
+  rawText() {
+    const { text, message } = this.unreadable;
+    return rawText(text, message, (mended) => {
+      this.value = mended;
+      this.host.onchange();
+      this.host.onfinish();
+    });
+  }
+
   makeToolbar() {
     this.all = element("input", {
       type: "checkbox",
@@ -181,8 +188,20 @@ export class RowEditor {
 
   // What a row asks of its list, see row.js.
 
-  verdict(row) {
-    return this.host.verdict(row);
+  async verdict(row) {
+    const verdict = await this.host.verdict(row);
+    const reason = row.sha256 ? undefined : this.unpinned.get(row.name);
+    if (reason === undefined) return verdict;
+    const told = `Not pinned, so it is not found again once moved: ${reason}`;
+    return { ...verdict, text: `${verdict.text} Not pinned.`, details: [...verdict.details, told] };
+  }
+
+  blocks(row) {
+    return this.host.blocks(row);
+  }
+
+  onresize() {
+    this.host.onresize();
   }
 
   details(view) {
@@ -245,34 +264,5 @@ export class RowEditor {
     });
     const below = middles.findIndex((middle) => clientY < middle);
     return below < 0 ? middles.length - 1 : below;
-  }
-
-  // Text that cannot be read as rows stays as it is, to be mended by hand.
-  rawText() {
-    const box = element("textarea", {
-      class: "lw-raw",
-      "aria-label": "Rows as text",
-      onchange: () => {
-        this.value = box.value;
-        this.host.onchange();
-        this.host.onfinish();
-      },
-    });
-    box.value = this.unreadable.text;
-    const told = element("p", { class: "lw-verdict", role: "alert" }, this.unreadable.message);
-    told.dataset.level = "wrong";
-    return element("div", {}, told, box);
-  }
-}
-
-function isText({ tagName, type }) {
-  return tagName === "TEXTAREA" || (tagName === "INPUT" && type === "text");
-}
-
-function rowsIn(text) {
-  try {
-    return rowsOf.parseRows(text);
-  } catch {
-    return []; // somebody's other text
   }
 }

@@ -1,6 +1,7 @@
 // One row of the list, as elements. It knows its row and not its place: that is the list's.
 import { element, iconButton } from "./element.js";
 import { reorderHandle } from "./handle.js";
+import { RowWeighting } from "./row_weighting.js";
 import { strengthField } from "./strength_field.js";
 
 // Args:
@@ -10,16 +11,21 @@ import { strengthField } from "./strength_field.js";
 //   list.move(view, step), list.showDrop(view, clientY), list.drop(view, clientY): see handle.js.
 //   list.solo(view), list.duplicate(view), list.remove(view), list.details(view): of the buttons.
 //   list.verdict(row): a promise of `{level, text, details}`.
+//   list.blocks(row): a promise of what the route `blocks` answers.
+//   list.onresize(): the row became higher or lower.
 export class RowView {
   constructor(row, list) {
     this.list = list;
+    this.row = row;
     this.element = element("li");
     this.verdict = element("p", { class: "lw-verdict" });
+    this.weighting = new RowWeighting(this);
     this.show(row);
   }
 
+  // Another row in its place, or the same with other values; an open weighting stays open.
   show(row) {
-    const isSwitched = this.row && isSameButOn(this.row, row);
+    const isSwitched = isSameButOn(this.row, row);
     this.row = row;
     this.element.className = row.on ? "lw-row" : "lw-row lw-off";
     if (!this.isBuilt) return;
@@ -36,10 +42,35 @@ export class RowView {
     const focused = this.element.contains(document.activeElement)
       ? document.activeElement.dataset.field
       : null;
-    const weighting = this.row.weighting === undefined ? [] : [this.weighting()];
-    this.element.replaceChildren(this.line(), ...weighting, this.verdict);
+    this.element.replaceChildren(this.line(), this.weighting.place, this.verdict);
     if (focused) this.focus(focused);
+    this.weighting.show();
     this.showVerdict();
+  }
+
+  // What its weighting asks of the row, see row_weighting.js.
+
+  set(fields) {
+    this.list.set(this, fields);
+  }
+
+  finish() {
+    this.list.finish();
+  }
+
+  blocks(row) {
+    return this.list.blocks(row);
+  }
+
+  onresize() {
+    this.list.onresize();
+  }
+
+  // Ask anew what the file and the weighting do: another model may be connected.
+  refresh() {
+    if (!this.isBuilt) return;
+    this.showVerdict();
+    this.weighting.refresh();
   }
 
   focus(field) {
@@ -49,8 +80,7 @@ export class RowView {
   }
 
   showVerdict() {
-    if (!this.isBuilt) return;
-    const asked = (this.asked = this.list.verdict(this.row));
+    const asked = (this.asked = this.list.verdict(this.row)); // an older answer may come later
     const show = (...told) => this.asked === asked && tell(this.verdict, ...told);
     asked.then(
       ({ level, text, details }) => show(level, text, details),
@@ -60,7 +90,7 @@ export class RowView {
 
   line() {
     const { list, row } = this;
-    const { name, clip, weighting } = row;
+    const { name, clip } = row;
     const handle = reorderHandle(name, {
       move: (step) => list.move(this, step),
       showDrop: (clientY) => list.showDrop(this, clientY),
@@ -72,10 +102,11 @@ export class RowView {
       handle,
       this.switch(),
       this.name(),
+      this.weighting.strip,
       this.strength("model"),
       clip === undefined ? null : this.strength("clip"),
-      this.fieldButton("C", `CLIP strength of ${name} by itself`, "clip", () => this.row.model),
-      this.fieldButton("W", `Weighting of ${name} by block`, "weighting", () => ""),
+      this.clipButton(),
+      this.weighting.button(),
       iconButton("S", `Solo ${name}: only this one on`, () => list.solo(this), { "data-field": "solo" }),
       iconButton("pi-copy", `Duplicate ${name}`, () => list.duplicate(this), { "data-field": "duplicate" }),
       iconButton("pi-times", `Remove ${name}`, () => list.remove(this), { "data-field": "remove" }),
@@ -108,28 +139,15 @@ export class RowView {
     return input;
   }
 
-  // Gives the row a field, with the value `first()`, or takes it off the row.
-  fieldButton(letter, label, field, first) {
-    const isShown = this.row[field] !== undefined;
-    const toggle = () =>
-      this.list.change(this, { [field]: isShown ? undefined : first() }, isShown ? "model" : field);
-    const attributes = { "aria-pressed": String(isShown), "data-field": `${field} button` };
-    return iconButton(letter, label, toggle, attributes);
-  }
-
-  // An object of a workflow written elsewhere is shown as JSON, which the same field takes.
-  weighting() {
-    const { name, weighting } = this.row;
-    return element("input", {
-      class: "lw-weighting",
-      type: "text",
-      value: typeof weighting === "string" ? weighting : JSON.stringify(weighting),
-      placeholder: "by block, such as IN=0.5, OUT=1.2",
-      "aria-label": `Weighting of ${name}`,
-      "data-field": "weighting",
-      spellcheck: "false",
-      onchange: (event) => this.list.change(this, { weighting: event.target.value.trim() }),
-    });
+  // Gives the row a CLIP strength of its own, or takes it off the row.
+  clipButton() {
+    const isShown = this.row.clip !== undefined;
+    const toggle = () => {
+      const clip = isShown ? undefined : this.row.model;
+      this.list.change(this, { clip }, isShown ? "model" : "clip");
+    };
+    const label = `CLIP strength of ${this.row.name} by itself`;
+    return iconButton("C", label, toggle, { "aria-pressed": String(isShown), "data-field": "clip button" });
   }
 }
 

@@ -1,7 +1,8 @@
 // The rows value of Apply LoRAs and LoRA Stack: text in, rows out, and what a user does to them.
 //
 // A row is `{on, name, model, clip?, weighting?, sha256?, size?}`; fields that this version does not
-// know are kept. Rows are never changed in place: each function returns a new list.
+// know are kept, in a row and beside the rows. Rows are never changed in place: each function gives
+// a new list.
 
 export const VERSION = 1;
 export const STRENGTH_LIMIT = 100; // as core's LoRA loaders
@@ -12,13 +13,18 @@ const EMPTY = /^\[\s*\]|\[\s*\]$/g; // what a fresh node holds may stand beside 
 // Text as nodes/rows.py reads it: versioned JSON, a bare list, or `<lora:name:1:0.8>` lines.
 // Throws an Error in words for anything else, so that nobody's text is lost.
 export function parseRows(text) {
-  const value = text.trim().replace(EMPTY, "").trim();
-  if (!value) return [];
-  return /^[[{]/.test(value) ? rowsOfJson(value) : rowsOfTags(value);
+  return readRows(text).rows;
 }
 
-export function writeRows(rows) {
-  return JSON.stringify({ version: VERSION, rows });
+// The rows, and in `others` the fields that stand beside them.
+export function readRows(text) {
+  const value = text.trim().replace(EMPTY, "").trim();
+  if (!value) return { rows: [], others: {} };
+  return /^[[{]/.test(value) ? ofJson(value) : { rows: rowsOfTags(value), others: {} };
+}
+
+export function writeRows(rows, others = {}) {
+  return JSON.stringify({ version: VERSION, rows, ...others });
 }
 
 // One `<lora:name:model:clip>` a line; rows that are off and weightings are left out.
@@ -91,7 +97,7 @@ export function showStrength(value) {
   return Number(shown) === value ? shown : String(value); // what a file says is shown whole
 }
 
-function rowsOfJson(text) {
+function ofJson(text) {
   let data;
   try {
     data = JSON.parse(text);
@@ -99,13 +105,10 @@ function rowsOfJson(text) {
     throw new Error("The rows are not JSON.");
   }
   data = data.__value__ ?? data; // as API clients wrap a list
-  if (!Array.isArray(data)) {
-    const version = data.version ?? VERSION;
-    if (version !== VERSION) throw new Error(`The rows were written by version ${version}.`);
-    data = data.rows ?? [];
-  }
-  if (!Array.isArray(data)) throw new Error("The rows are not a list.");
-  return data.map(checkedRow);
+  const { version = VERSION, rows = [], ...others } = Array.isArray(data) ? { rows: data } : data;
+  if (version !== VERSION) throw new Error(`The rows were written by version ${version}.`);
+  if (!Array.isArray(rows)) throw new Error("The rows are not a list.");
+  return { rows: rows.map(checkedRow), others };
 }
 
 function checkedRow(item, index) {

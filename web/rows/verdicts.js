@@ -1,8 +1,9 @@
-// What each file would do to a model, asked once per file and model.
+// What each file, or its weighting, would do to a model: asked once per file, model and weighting.
 
 const AT_ONCE = 3; // a browser has six connections to a server; the others stay free
 
 // `ask(query)` gives a promise of `{level, text, details}`.
+// `ask(query)` gives a promise of the answer.
 export class Verdicts {
   constructor(ask) {
     this.ask = ask;
@@ -12,8 +13,8 @@ export class Verdicts {
   }
 
   // A row that pins its file is judged by that file, wherever it lies.
-  of({ name, sha256, size }, checkpoint) {
-    const query = { name, sha256, size, ...checkpoint };
+  of({ name, sha256, size }, checkpoint, more = {}) {
+    const query = { name, sha256, size, ...checkpoint, ...more };
     const key = JSON.stringify(query);
     if (!this.known.has(key)) {
       const answer = this.inTurn(() => this.ask(query));
