@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..lora_core.errors import LoraError
 from ..nodes import node_mappings
 from .graph import Runner, RunResult, Validation, validate
+from .keep_on_interrupt import first_interrupt_keeps
 from .messages import write_text
 from .new_file import new_file
 from .object_info import object_info
@@ -96,7 +97,8 @@ def _run(graph: GraphFile, options: argparse.Namespace, scratch: Path) -> Outcom
     host.report_progress = runner.progress.report
     prompt_id = str(uuid.uuid4())
     # A picture must not carry a workflow that does not make it.
-    result = _executed(runner, valid, prompt_id, None if is_changed else graph.workflow)
+    with first_interrupt_keeps(host.ask_to_keep):
+        result = _executed(runner, valid, prompt_id, None if is_changed else graph.workflow)
     errors = [failure(prompt, result.error)] if result.status == "error" and result.error else []
     return Outcome(
         result.status,

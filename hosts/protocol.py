@@ -1,9 +1,12 @@
 """What nodes ask of the program that runs them."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
 
 from ..lora_core.binding import Binding
 from ..lora_core.lora import Lora
@@ -60,6 +63,39 @@ class Saved:
 
     path: Path
     facts: Mapping[str, str]
+
+
+class Live(Protocol):
+    """A panel that shows how a long-running node gets on; ``Host.live`` opens it.
+
+    Calls come from the node's own thread. They are cheap: at most ten times a second all that
+    changed is sent, and the last of it always is.
+    """
+
+    def progress(self, step: int, total: int, text: str = "") -> None:
+        """Say that ``step`` of ``total`` are done; a line of text may stand beside it.
+
+        Raises:
+            BaseException: the host's own interrupt, once somebody stopped the run.
+        """
+
+    def point(self, series: str, x: float, y: float) -> None:
+        """Add a point to a named curve; the chart thins a long one. NaN and infinity are left out.
+
+        Raises:
+            ValueError: a ninth series.
+        """
+
+    def picture(self, image: Tensor, caption: str = "") -> None:
+        """Show a picture; the last eight stay.
+
+        Args:
+            image: (height, width, 3), float of 0 to 1, on any device.
+            caption: What it shows, such as ``step 40``.
+        """
+
+    def stop_requested(self) -> Literal["keep"] | None:
+        """``"keep"`` once somebody wishes that the node ends now and gives what it has."""
 
 
 class Host(Protocol):
@@ -170,3 +206,11 @@ class Host(Protocol):
         stack: Sequence[StackItem],
     ) -> tuple[Binding, ...]:
         """Each LoRA of a stack seen from this model; nothing is changed or refused."""
+
+    def live(self, node_id: str) -> AbstractContextManager[Live]:
+        """A panel for as long as the context is open; how it ends is shown as well.
+
+        Args:
+            node_id: What the hidden input of ``nodes.base.LIVE_INPUT`` gives; that input is also
+                what makes the canvas add a panel to nodes of a class.
+        """

@@ -70,5 +70,5 @@ class LoraWorkbenchApply(RowsNode):
         stack = [entry.item for entry in entries]
         applied = self.host.apply(model, clip, stack, unmatched, mode)
         report = applied_report(applied, entries, notes)
-        result = (applied.model, applied.clip, report, words_of(entries))
-        return {"ui": {"text": [report]}, "result": result}
+        result = (applied.model, applied.clip, report.to_text(), words_of(entries))
+        return {"ui": report.to_ui(), "result": result}

@@ -66,3 +66,5 @@ STACK_INPUT = (
     "LORA_STACK",
     {"tooltip": "LoRAs of another stack; they come before this node's own."},
 )
+LIVE_INPUT = {"lora_workbench_live": "UNIQUE_ID"}
+"""A hidden input: the canvas gives the node a live panel, and ``execute`` the id for it."""

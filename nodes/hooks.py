@@ -3,6 +3,7 @@
 from typing import Any
 
 from .base import Node
+from .report_form import Report
 from .resolve import entries_of, problem_of
 from .rows import Rows
 from .schedule import parse_schedule
@@ -52,6 +53,6 @@ class LoraWorkbenchHooks(Node):
         keyframes = parse_schedule(schedule)
         entries, notes = entries_of(self.host, lora_stack, Rows(()))
         hooks = self.host.hooks([entry.item for entry in entries], keyframes)
-        lines = [f"from {start:.1%}: {factor:g}" for start, factor in keyframes]
-        text = "\n".join([*(lines or ["1 throughout"]), *(f"note: {note}" for note in notes)])
-        return {"ui": {"text": [text]}, "result": (hooks,)}
+        facts = tuple((f"from {start:.1%}", f"{factor:g}") for start, factor in keyframes)
+        report = Report("" if facts else "1 throughout", facts, notes=tuple(notes))
+        return {"ui": report.to_ui(), "result": (hooks,)}

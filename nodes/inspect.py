@@ -1,6 +1,6 @@
 """Inspect LoRA: what a file is, and what it does to a model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -63,18 +63,24 @@ class LoraWorkbenchInspect(Node):
             lora = lora_of(lora_model)
             entries.insert(0, StackEntry(lora.name, StackItem(lora)))
         bindings = self.host.bindings(model, clip, [entry.item for entry in entries])
-        report = inspection_report(entries, bindings)
-        return {"ui": {"text": [report]}, "result": (report, _plots(entries, bindings))}
+        norms = _norms(entries, bindings)
+        report = inspection_report(entries, bindings, norms, _UNIT)
+        result = (report.to_text(), _plots(entries, norms))
+        return {"ui": report.to_ui(), "result": result}
 
 
-def _plots(entries: Sequence[StackEntry], bindings: Sequence[Binding]) -> Tensor:
-    """A chart per LoRA, at its strengths: by the connected model's blocks, or its own base's."""
+def _norms(entries: Sequence[StackEntry], bindings: Sequence[Binding]) -> list[dict[str, float]]:
+    """Per LoRA, at its strengths: by the connected model's blocks, or its own base's."""
+    bound = bindings or _own_bindings([entry.item.lora for entry in entries])
+    return [block_norms(entry.item, b) for entry, b in zip(entries, bound, strict=True)]
+
+
+def _plots(entries: Sequence[StackEntry], norms: Sequence[Mapping[str, float]]) -> Tensor:
+    """A chart per LoRA."""
     from .charts import bar_charts  # Pillow: not for commands that draw nothing
 
     if not entries:
         return bar_charts(["No LoRA is connected"], [{}], _UNIT)
-    bound = bindings or _own_bindings([entry.item.lora for entry in entries])
-    norms = [block_norms(entry.item, b) for entry, b in zip(entries, bound, strict=True)]
     return bar_charts([entry[0] for entry in entries], norms, _UNIT)
 
 

@@ -71,5 +71,5 @@ class LoraWorkbenchMerge(Node):
         entries, notes = read_stack(lora_stack, lambda name: self.host.load_lora(LoraChoice(name)))
         merged = self.host.merge(model, clip, [entry.item for entry in entries], mode, undo)
         headline = f"{counted(len(merged.bindings), 'LoRA')} merged · {merged.path}"
-        text = receipt(headline, merged, entries, notes)
-        return {"ui": {"text": [text]}, "result": (merged.model, merged.clip, text)}
+        told = receipt(headline, merged, entries, notes)
+        return {"ui": told.to_ui(), "result": (merged.model, merged.clip, told.to_text())}

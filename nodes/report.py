@@ -1,4 +1,4 @@
-"""What nodes tell a user, as text."""
+"""What nodes tell a user."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,20 +11,20 @@ from ..lora_core.lora import Lora
 from ..lora_core.metadata import summarize, trigger_words
 from ..lora_core.models import ModelTable
 from .lora_stack import StackEntry
+from .report_form import IN_PART, NOTHING, OK, Bars, Facts, Report, Section, Unused
 
-_EXAMPLES = 3
 _LONGEST_VALUE = 80  # characters of a header's value
 _SHOWN_BY_THE_TENSORS = ("rank", "alpha")
 
 
-def applied_report(applied: Applied, entries: Sequence[StackEntry], notes: Iterable[str]) -> str:
-    """One block per LoRA: strengths, tensors used, and what was not used and why."""
+def applied_report(applied: Applied, entries: Sequence[StackEntry], notes: Iterable[str]) -> Report:
+    """One section per LoRA: strengths, tensors used, and what was not used and why."""
     active = [entry for entry in entries if entry[1] or entry[2]]
-    lines = [f"{counted(len(active), 'LoRA')} applied · {applied.path}"]
-    for entry, binding in zip(active, applied.bindings, strict=True):
-        lines += _entry_lines(entry, binding)
-    lines += [f"note: {note}" for note in (*notes, *applied.notes)]
-    return "\n".join(lines)
+    return Report(
+        f"{counted(len(active), 'LoRA')} applied · {applied.path}",
+        sections=_entry_sections(active, applied.bindings),
+        notes=(*notes, *applied.notes),
+    )
 
 
 def receipt(
@@ -32,8 +32,8 @@ def receipt(
     done: Merged | Saved,
     entries: Sequence[StackEntry] = (),
     notes: Iterable[str] = (),
-) -> str:
-    """What was done, fact by fact; one block per LoRA where ``entries`` has any.
+) -> Report:
+    """What was done, fact by fact; one section per LoRA where ``entries`` has any.
 
     Args:
         headline: What the node did.
@@ -41,98 +41,106 @@ def receipt(
         entries: The stack that ``done`` has bindings for.
         notes: Facts the node itself adds.
     """
-    lines = [headline, *(f"{name}: {text}" for name, text in done.facts.items())]
-    if isinstance(done, Merged):
-        active = [entry for entry in entries if entry[1] or entry[2]]
-        for entry, binding in zip(active, done.bindings, strict=True):
-            lines += _entry_lines(entry, binding)
-        notes = (*notes, *done.notes)
-    return "\n".join([*lines, *(f"note: {note}" for note in notes)])
+    facts = tuple(done.facts.items())
+    if isinstance(done, Saved):
+        return Report(headline, facts, notes=tuple(notes))
+    active = [entry for entry in entries if entry[1] or entry[2]]
+    sections = _entry_sections(active, done.bindings)
+    return Report(headline, facts, sections, (*notes, *done.notes))
 
 
-def inspection_report(entries: Sequence[StackEntry], bindings: Sequence[Binding]) -> str:
-    """What each LoRA is; with bindings, what it does to the connected model."""
+def inspection_report(
+    entries: Sequence[StackEntry],
+    bindings: Sequence[Binding],
+    norms: Sequence[Mapping[str, float]] = (),
+    unit: str = "",
+) -> Report:
+    """What each LoRA is; with bindings, what it does to the connected model.
+
+    Args:
+        entries: The LoRAs.
+        bindings: One per LoRA; none without a model.
+        norms: One chart per LoRA, label to value; none without charts.
+        unit: Of the charts' values.
+    """
     if not entries:
-        return "No LoRA is connected."
-    blocks = []
+        return Report("No LoRA is connected.")
+    sections = []
     tables = known_tables()
+    highest = max((value for chart in norms for value in chart.values()), default=0.0)
     for number, entry in enumerate(entries):
-        lines = _lora_lines(entry.item.lora, tables)
+        lora = entry.item.lora
+        bars = Bars(tuple(norms[number].items()), highest, unit) if norms else None
+        sections.append(Section(lora.name, facts=_lora_facts(lora, tables), bars=bars))
         if bindings:
-            lines += _binding_lines(entry[0], entry, bindings[number])
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
+            sections.append(_bound_section(entry, bindings[number], ()))
+    return Report(sections=tuple(sections))
 
 
-def _entry_lines(entry: StackEntry, binding: Binding) -> list[str]:
-    name, model, clip = entry
-    return _binding_lines(f"{name} · model {model:g} · clip {clip:g}", entry, binding)
+def _entry_sections(
+    entries: Sequence[StackEntry], bindings: Sequence[Binding]
+) -> tuple[Section, ...]:
+    return tuple(
+        _bound_section(entry, binding, (f"model {entry[1]:g}", f"clip {entry[2]:g}"))
+        for entry, binding in zip(entries, bindings, strict=True)
+    )
 
 
-def _binding_lines(title: str, entry: StackEntry, binding: Binding) -> list[str]:
+def _bound_section(entry: StackEntry, binding: Binding, strengths: Sequence[str]) -> Section:
     rows = binding.rows()
     used = sum(row.verdict == USED for row in rows)
     elsewhere = sum(row.verdict == NOT_USED_HERE for row in rows)
-    mark = "OK" if used + elsewhere == len(rows) else "!!"
-    lines = [f"{mark} {title} · {used} / {len(rows)} tensors used"]
-    if not entry.item.weighting.is_identity:
-        lines.append(f"   weighting: {entry.item.weighting.to_text()}")
-    lines += [f"   {line}" for line in unused_lines(rows)]
-    lines += [f"   note: {note}" for note in binding.notes()]
-    return lines
+    weighting = entry.item.weighting
+    return Section(
+        entry[0],
+        " · ".join([*strengths, f"{used} / {len(rows)} tensors used"]),
+        OK if used + elsewhere == len(rows) else IN_PART if used else NOTHING,
+        () if weighting.is_identity else (("weighting", weighting.to_text()),),
+        unused_groups(rows),
+        tuple(binding.notes()),
+    )
 
 
-def unused_lines(rows: Iterable[TensorRow]) -> list[str]:
-    """Tensors that change nothing, grouped by reason, with examples."""
+def unused_groups(rows: Iterable[TensorRow]) -> tuple[Unused, ...]:
+    """Tensors that change nothing, grouped by reason."""
     groups: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row.verdict != USED:
             groups.setdefault((row.verdict, row.reason or ""), []).append(row.key)
-    lines = []
-    for (verdict, reason), keys in groups.items():
-        examples = ", ".join(keys[:_EXAMPLES]) + (", ..." if len(keys) > _EXAMPLES else "")
-        lines.append(f"{len(keys)} {verdict}: {reason} ({examples})")
-    return lines
+    return tuple(Unused(verdict, reason, tuple(keys)) for (verdict, reason), keys in groups.items())
 
 
-def _lora_lines(lora: Lora, tables: Mapping[str, ModelTable]) -> list[str]:
+def _lora_facts(lora: Lora, tables: Mapping[str, ModelTable]) -> Facts:
     kinds = Counter(module.kind for module in lora.modules.values())
     ranks = Counter(m.rank for m in lora.modules.values() if m.rank is not None)
     alphas = {m.alpha for m in lora.modules.values() if m.rank is not None}
-    lines = [
-        lora.name,
-        f"   {len(lora.modules)} modules in {len(lora.file.tensors)} tensors: "
-        + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()),
-        f"   format: {', '.join(lora.formats) or 'unknown'}",
-    ]
+    contents = f"{len(lora.modules)} modules in {len(lora.file.tensors)} tensors: "
+    contents += ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    facts = [("", contents), ("format", ", ".join(lora.formats) or "unknown")]
     if ranks:
         text = ", ".join(f"{rank} ({count})" for rank, count in ranks.most_common(4))
         shown = ", ".join(
             "none" if alpha is None else f"{alpha:g}"
             for alpha in sorted(alphas, key=lambda alpha: (alpha is not None, alpha or 0.0))[:4]
         )
-        lines.append(f"   rank: {text} · alpha: {shown}")
-    lines += _origin_lines(lora, tables)
+        facts.append(("rank", f"{text} · alpha: {shown}"))
+    facts += _origin_facts(lora, tables)
     if lora.problem:
-        lines.append(f"   cannot be applied: {lora.problem}")
+        facts.append(("cannot be applied", lora.problem))
     words = trigger_words(lora.metadata)
     if words:
-        lines.append(f"   trigger words: {', '.join(map(_shown, words))}")
-    return lines
+        facts.append(("trigger words", ", ".join(map(_shown, words))))
+    return tuple(facts)
 
 
-def _origin_lines(lora: Lora, tables: Mapping[str, ModelTable]) -> list[str]:
+def _origin_facts(lora: Lora, tables: Mapping[str, ModelTable]) -> Facts:
     """The base it was made for, and what the header says about it."""
     family = detect_lora_family(lora, match_bases(lora, tables))
     told = summarize(lora.metadata).items()
-    return [
-        f"   made for: {f'{family} (by names and shapes)' if family else 'unknown'}",
-        *(
-            f"   {name}: {_shown(value)}"
-            for name, value in told
-            if name not in _SHOWN_BY_THE_TENSORS
-        ),
-    ]
+    return (
+        ("made for", f"{family} (by names and shapes)" if family else "unknown"),
+        *((name, _shown(value)) for name, value in told if name not in _SHOWN_BY_THE_TENSORS),
+    )
 
 
 def _shown(text: str) -> str:

@@ -63,5 +63,5 @@ class LoraWorkbenchSaveModel(Node):
         """Write the file; path and facts are shown on the node."""
         workflow = {"prompt": prompt, **(extra_pnginfo or {})} if prompt is not None else {}
         saved = self.host.save_model(model, clip, vae, filename, dtype, workflow)
-        text = receipt(str(saved.path), saved)
-        return {"ui": {"text": [text]}, "result": (str(saved.path), text)}
+        told = receipt(str(saved.path), saved)
+        return {"ui": told.to_ui(), "result": (str(saved.path), told.to_text())}

@@ -34,5 +34,5 @@ class LoraWorkbenchUnmerge(Node):
     def execute(self, model: Any, clip: Any = None) -> dict[str, Any]:
         """Un-merge clones; the receipt is also shown on the node."""
         merged = self.host.unmerge(model, clip)
-        text = receipt(f"un-merged · {merged.path}", merged)
-        return {"ui": {"text": [text]}, "result": (merged.model, merged.clip, text)}
+        told = receipt(f"un-merged · {merged.path}", merged)
+        return {"ui": told.to_ui(), "result": (merged.model, merged.clip, told.to_text())}

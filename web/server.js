@@ -9,14 +9,27 @@ const NO_ROUTE = {
 
 export async function ask(route, query = {}) {
   const given = Object.entries(query).filter(([, value]) => value != null);
-  const answer = await api.fetchApi(`${ROOT}/${route}?${new URLSearchParams(given)}`);
-  const body = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw failure(body.error ?? NO_ROUTE);
-  return body;
+  return answered(await api.fetchApi(`${ROOT}/${route}?${new URLSearchParams(given)}`));
+}
+
+export async function tell(route, told) {
+  const headers = { "Content-Type": "application/json" };
+  const body = JSON.stringify(told);
+  return answered(await api.fetchApi(`${ROOT}/${route}`, { method: "POST", headers, body }));
+}
+
+export function address(route, query) {
+  return api.apiURL(`${ROOT}/${route}?${new URLSearchParams(query)}`);
 }
 
 export function previewAddress(name) {
-  return api.apiURL(`${ROOT}/preview?${new URLSearchParams({ name })}`);
+  return address("preview", { name });
+}
+
+async function answered(answer) {
+  const body = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw failure(body.error ?? NO_ROUTE);
+  return body;
 }
 
 function failure({ headline, fix, facts }) {

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import folder_paths
 from ...lora_core.binding import Binding, bind
 from ...lora_core.stack import StackItem, make_plan
 from ..hash_store import HashStore
+from ..live_panel import Panels
 from ..lora_files import LoraFiles, WithLoraFiles
 from ..protocol import Applied, Merged, Saved
 from .hooks import hook_group
+from .live import ComfyLive, live
 from .merge import merged
 from .modes import choose_ways
 from .names import ComfyNames
@@ -24,7 +27,11 @@ _USER_FOLDER = "lora_workbench"
 
 
 class ComfyHost(WithLoraFiles):
-    """ComfyUI's models, folders and patchers."""
+    """ComfyUI's models, folders and patchers.
+
+    Attributes:
+        panels: The live panels of the last nodes that had one.
+    """
 
     def __init__(self) -> None:
         database = Path(folder_paths.get_user_directory(), "default", _USER_FOLDER, "hashes.sqlite")
@@ -36,6 +43,7 @@ class ComfyHost(WithLoraFiles):
                 lambda: [Path(folder) for folder in folder_paths.get_folder_paths("loras")],
             )
         )
+        self.panels = Panels()
         self._names: weakref.WeakKeyDictionary[Any, ComfyNames] = weakref.WeakKeyDictionary()
 
     def apply(
@@ -91,6 +99,10 @@ class ComfyHost(WithLoraFiles):
             return ()
         names = self._names_of(model, clip)
         return tuple(bind(item.lora, names) for item in stack)
+
+    def live(self, node_id: str) -> AbstractContextManager[ComfyLive]:
+        """See ``Host.live``."""
+        return live(self.panels, node_id)
 
     def _names_of(self, model: Any, clip: Any) -> ComfyNames:
         """The name table of a model and text encoder, built once per loaded pair."""

@@ -1,7 +1,8 @@
 """What nodes ask of the embedded host."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,7 @@ from ..protocol import Applied, Merged, Saved
 from .applying import applied, merged, table_of, unmerged
 from .folders import Folders
 from .handles import Base, Clip, Model, Vae
+from .live import EmbeddedLive
 
 _CHECKPOINTS_KEPT = 1
 
@@ -32,7 +34,7 @@ class EmbeddedHost(WithLoraFiles):
         folders: Where files lie.
 
     Attributes:
-        report_progress: Told about each step of a sampler; raising from it ends the run.
+        report_progress: Told about each step of a node; raising from it ends the run.
     """
 
     def __init__(self, folders: Folders) -> None:
@@ -41,6 +43,7 @@ class EmbeddedHost(WithLoraFiles):
         hashes = HashStore(folders.user / "hashes.sqlite")
         loras = [folders.models / "loras"]
         super().__init__(LoraFiles(folders.loras, folders.lora, hashes, lambda: loras))
+        self._live: EmbeddedLive | None = None
         self._loaded: OrderedDict[object, tuple[Model, Clip | None, Vae | None]] = OrderedDict()
         self._tables: _Tables = WeakKeyDictionary()
 
@@ -115,6 +118,25 @@ class EmbeddedHost(WithLoraFiles):
             return ()
         table = self._table(model, clip)
         return tuple(bind(item.lora, table) for item in stack)
+
+    @contextmanager
+    def live(self, node_id: str) -> Iterator[EmbeddedLive]:
+        """See ``Host.live``; here steps are reported, and nothing shows curves and pictures."""
+        self._live = EmbeddedLive(self.report_progress)
+        try:
+            yield self._live
+        finally:
+            self._live = None
+
+    def ask_to_keep(self) -> bool:
+        """Wish that the node with a live panel ends and keeps what it has.
+
+        False when there is none, or when it knows already.
+        """
+        if self._live is None or self._live.stop_requested():
+            return False
+        self._live.ask_to_keep()
+        return True
 
     def _table(self, model: Model | None, clip: Clip | None) -> ModelTable:
         """The name table of a pair of bases, built once."""

@@ -341,6 +341,8 @@ def server_base(comfy, slim_checkpoint, tmp_path_factory) -> Path:
     """Folders for ComfyUI in its own process, with the slim checkpoint and our pack in them."""
     base_directory = tmp_path_factory.mktemp("server")
     make_base_directory(base_directory)
+    live_pack = Path(__file__).parents[1] / "live_pack.py"
+    (base_directory / "custom_nodes" / live_pack.name).symlink_to(live_pack)
     target = (comfy.checkpoints_dir / slim_checkpoint).resolve()
     (base_directory / "models" / "checkpoints" / slim_checkpoint).symlink_to(target)
     return base_directory

@@ -97,7 +97,7 @@ def test_every_node_that_says_something_has_a_box_for_it():
     talking = {
         node.__name__
         for node in NODES
-        if '"ui": {"text"' in Path(inspect.getfile(node)).read_text(encoding="utf-8")
+        if ".to_ui()" in Path(inspect.getfile(node)).read_text(encoding="utf-8")
     }
     assert {f"LoraWorkbench{name}" for name in re.findall(r'"(\w+)"', listed[1])} == talking
 

@@ -1,5 +1,6 @@
 """What nodes say as text."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from lora_workbench.nodes.lora_model import LoraModel
 from lora_workbench.nodes.lora_stack import StackEntry
 from lora_workbench.nodes.merge import LoraWorkbenchMerge
 from lora_workbench.nodes.report import applied_report, inspection_report
+from lora_workbench.nodes.report_form import Unused
 from lora_workbench.nodes.save_model import LoraWorkbenchSaveModel
 
 from ..lora_files import text_encoder_modules, unet_modules
@@ -72,7 +74,7 @@ def test_an_inspection_tells_the_family_and_what_the_header_says():
         "ss_trigger_words": "ink\x1b[31m",
     }
     report = inspection_report([StackEntry("a", StackItem(sd15_lora(metadata)))], ())
-    lines = report.splitlines()
+    lines = report.to_text().splitlines()
     assert "   made for: sd15 (by names and shapes)" in lines
     for line in ("architecture: sd_v1", "network: networks.lora", "resolution: (512, 512)"):
         assert f"   {line}" in lines
@@ -83,7 +85,7 @@ def test_an_inspection_tells_the_family_and_what_the_header_says():
 
 def test_an_unknown_family_is_said_to_be_unknown():
     report = inspection_report([StackEntry("a", StackItem(lora_from_tensors("a", TENSORS)))], ())
-    assert "   made for: unknown" in report.splitlines()
+    assert "   made for: unknown" in report.to_text().splitlines()
 
 
 @pytest.mark.parametrize(("count", "said"), [(0, "0 LoRAs"), (1, "1 LoRA"), (2, "2 LoRAs")])
@@ -91,7 +93,7 @@ def test_one_lora_is_not_called_loras(host, count, said):
     stack = [StackEntry("a", StackItem(lora_from_tensors("a", TENSORS)))] * count
     bindings = bindings_of(entry.item for entry in stack)
     applied = Applied(None, None, bindings, "merge")
-    assert applied_report(applied, stack, ()).startswith(f"{said} applied · merge")
+    assert applied_report(applied, stack, ()).to_text().startswith(f"{said} applied · merge")
     host.merge = lambda *_: Merged(None, None, bindings, "in place")
     merged = LoraWorkbenchMerge.bound_to(host)().execute(None, stack)
     assert merged["result"][2].startswith(f"{said} merged · in place")
@@ -138,3 +140,64 @@ def test_a_lora_of_no_known_base_and_no_lora_give_an_empty_chart(host):
         plots = plots_of(host, **inputs)
         assert plots.shape[0] == 1
         assert heights(plots[0]) == []
+
+
+def half_used_lora():
+    """Two modules of SD 1.5 and 30 of nothing."""
+    known = sd15_lora()
+    tensors = dict(known.file.read_many(known.file.tensors))
+    for number in range(30):
+        tensors[f"lora_unet_nothing_{number}.lora_down.weight"] = torch.ones(1, 4)
+        tensors[f"lora_unet_nothing_{number}.lora_up.weight"] = torch.ones(4, 1)
+    return lora_from_tensors("half", tensors)
+
+
+def test_the_form_for_the_canvas_holds_what_the_text_says():
+    loras = [sd15_lora(), half_used_lora(), lora_from_tensors("none", TENSORS)]
+    stack = [StackEntry(lora.name, StackItem(lora, 1.0, 0.5)) for lora in loras]
+    bindings = bindings_of(entry.item for entry in stack)
+    shown = applied_report(Applied(None, None, bindings, "merge", ("slow",)), stack, ()).to_ui()
+    assert set(shown) == {"text", "lora_workbench_report"}
+    (form,) = json.loads(json.dumps(shown["lora_workbench_report"]))
+    assert (form["headline"], form["level"], form["notes"]) == (
+        *("3 LoRAs applied · merge", "wrong", ["slow"]),
+    )
+    assert [section["level"] for section in form["sections"]] == ["ok", "partial", "wrong"]
+    half = form["sections"][1]
+    assert half["summary"] == "model 1 · clip 0.5 · 4 / 64 tensors used"
+    (unused,) = half["unused"]
+    assert unused["count"] == len(unused["keys"]) == 60
+    (text,) = shown["text"]
+    assert f"!! <memory>/half · {half['summary']}" in text
+    line = f"   60 {unused['verdict']}: {unused['reason']} ({', '.join(unused['keys'][:3])}, ...)"
+    assert line in text.splitlines()
+    assert text.splitlines()[-1] == "note: slow"
+
+
+def test_the_names_of_unused_tensors_are_bounded_and_their_count_is_not():
+    unused = Unused("unmatched", "why", tuple(map(str, range(9000)))).to_json()
+    assert (unused["count"], len(unused["keys"])) == (9000, 500)
+
+
+def test_blocks_of_an_inspection_stand_apart():
+    stack = [StackEntry(name, StackItem(sd15_lora())) for name in ("a", "b")]
+    bound = inspection_report(stack, bindings_of(entry.item for entry in stack)).to_text()
+    blocks = bound.split("\n\n")
+    assert len(blocks) == 2
+    assert all("OK " in block and block.startswith("<memory>/a\n   ") for block in blocks)
+
+
+def test_the_charts_of_an_inspection_are_in_its_form_too(host):
+    lora = sd15_lora()
+    write_safetensors(host.folder / "a.safetensors", lora.file.read_many(lora.file.tensors))
+    host.write("x.safetensors")
+    host.bindings = lambda model, clip, stack: ()
+    stack = [("a", 1.0, 0.5), ("a", 0.5, 0.25), ("x", 1.0, 1.0)]
+    shown = LoraWorkbenchInspect.bound_to(host)().execute(lora_stack=stack)
+    (form,) = shown["ui"]["lora_workbench_report"]
+    first, second, third = [section["bars"] for section in form["sections"]]
+    for (label, value), (other, half) in zip(first["values"], second["values"], strict=True):
+        assert label == other
+        assert half == pytest.approx(value / 2)
+    assert first["highest"] == second["highest"] == max(value for _, value in first["values"])
+    assert third is None

@@ -77,6 +77,14 @@ class Frontend:
         """Queue what is on the canvas as the Run button does; wait for the end."""
         self.page.evaluate(RUN)
 
+    def wait(self, expression, argument=None):
+        """Wait until it is true; not wait_for_function, see below."""
+        for _ in range(200):
+            if self.page.evaluate(expression, argument):
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"never true: {expression}")
+
     def choose_renderer(self, nodes_2: bool):
         """The nodes of Vue ("Nodes 2.0"), or the classic canvas."""
         self.page.evaluate(NODES_2, nodes_2)

@@ -1,6 +1,7 @@
 """The real frontend in a real browser, served by a real ComfyUI."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,8 @@ def server(tmp_path_factory) -> Server:
     base = tmp_path_factory.mktemp("comfyui")
     modules = [*unet_modules("sd15")[:8], *text_encoder_modules("sd15")[:2]]
     write_lora(make_base(base) / LORA, modules, HEADER, alpha=4.0)
+    live_pack = Path(__file__).parents[1] / "live_pack.py"
+    (base / "custom_nodes" / live_pack.name).symlink_to(live_pack)
     try:
         with running(base) as started:
             yield started

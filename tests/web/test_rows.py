@@ -124,11 +124,7 @@ class Editor:
         return self.root.get_by_role("spinbutton", name=f"{kind} of {name}", exact=True)
 
     def wait(self, expression, argument=None):
-        for _ in range(200):
-            if self.page.evaluate(expression, argument):
-                return
-            self.page.wait_for_timeout(50)
-        pytest.fail(f"never true: {expression}")
+        self.frontend.wait(expression, argument)
 
 
 @pytest.fixture

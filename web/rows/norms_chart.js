@@ -21,7 +21,7 @@ export function normsChart(ask, told) {
 function chart({ base, norms }) {
   const highest = Math.max(...norms.map(({ norm }) => norm));
   const rows = norms.map(({ block, norm }) => {
-    const bar = element("div", { class: "lw-bar", "aria-hidden": "true" });
+    const bar = element("div", { class: "lw-norm", "aria-hidden": "true" });
     bar.style.width = `${highest ? (100 * norm) / highest : 0}%`;
     return element(
       "tr",

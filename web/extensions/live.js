@@ -1,0 +1,84 @@
+// Live panels, on every node of a class with the hidden input of `LIVE_INPUT` in nodes/base.py.
+//
+// The server sends what changes; states are kept here by workflow and node, so that undo, another
+// tab and back, and two such nodes are all the same. After a reload the server is asked.
+
+import { allNodes, nodeAt } from "../all_nodes.js";
+import { api } from "../comfy.js";
+import { keepShown } from "../keep_shown.js";
+import { LivePanel } from "../live/panel.js";
+import { States } from "../live/state.js";
+import { addPanel } from "../panel.js";
+import { address, ask, tell } from "../server.js";
+import { scrollOrZoom } from "../wheel.js";
+
+const EVENT = "lora_workbench.live";
+const NAME = "lora_workbench_live";
+const CLEARED = "00000000-0000-0000-0000-000000000000";
+const [WIDTH, HEIGHT] = [420, 260]; // of a panel, at least, in the canvas's pixels
+const classes = new Set();
+const panels = new WeakMap(); // by node
+const states = new States();
+
+export const live = {
+  name: "loraWorkbench.live",
+
+  beforeRegisterNodeDef(nodeType, { name, input }) {
+    if (input?.hidden?.[NAME]) classes.add(name);
+  },
+
+  // Not in `setup`: after a reload in the midst of a run events come before that.
+  init(app) {
+    api.addEventListener(EVENT, ({ detail }) => {
+      if (!states.take(detail)) load(app);
+      else if (detail.workflow === workflowOf(app)) show(app, detail);
+    });
+    api.addEventListener("reconnected", () => load(app));
+  },
+
+  nodeCreated(node, app) {
+    if (!classes.has(node.comfyClass)) return;
+    identify(app.rootGraph ?? app.graph);
+    addLive(node, app);
+  },
+
+  afterConfigureGraph(missing, app) {
+    for (const state of states.of(workflowOf(app))) show(app, state);
+    return load(app);
+  },
+};
+
+function addLive(node, app) {
+  const panel = new LivePanel({
+    picture: ({ prompt, node: id }, number) => address("live_picture", { prompt, node: id, number }),
+    keep: ({ prompt, node: id }) => tell("keep", { prompt, node: id }),
+    stop: ({ prompt }) => api.interrupt(prompt),
+  });
+  panels.set(node, panel);
+  scrollOrZoom(panel.root, app);
+  keepShown(node, NAME, panel.root);
+  addPanel(node, NAME, panel.root, { height: HEIGHT });
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(node.size[0], width, WIDTH), Math.max(node.size[1], height)]);
+}
+
+// A canvas that was cleared has an id of zeros, and gets a new one with each undo.
+function identify(graph) {
+  if (graph.id === CLEARED) graph.id = window.LiteGraph.uuidv4();
+}
+
+async function load(app) {
+  if (![...allNodes(app)].some(({ node }) => panels.has(node))) return;
+  const workflow = workflowOf(app);
+  const { panels: snapshots } = await ask("live", { workflow });
+  states.load(snapshots, workflow);
+  if (workflow === workflowOf(app)) for (const state of states.of(workflow)) show(app, state);
+}
+
+function show(app, { workflow, node }) {
+  panels.get(nodeAt(app, node))?.show(states.get(workflow, node));
+}
+
+function workflowOf(app) {
+  return (app.rootGraph ?? app.graph)?.id ?? "";
+}

@@ -1,0 +1,25 @@
+// What our panels on nodes share.
+
+const KEPT = ["keydown", "keyup", "copy", "cut", "paste"];
+const BUTTON_OF_TEXT = 0; // the middle one moves the canvas
+
+// Keys and the mouse inside are for text and buttons: Delete must not take the node away, a
+// selection of text must neither drag the node nor be copied as a node.
+export function keepInside(root) {
+  for (const type of KEPT) root.addEventListener(type, (event) => event.stopPropagation());
+  root.addEventListener("pointerdown", (event) => {
+    if (event.button === BUTTON_OF_TEXT) event.stopPropagation();
+  });
+}
+
+// A DOM widget that is in no workflow and in no API prompt.
+export function addPanel(node, name, root, { text = () => "", height }) {
+  const widget = node.addDOMWidget(name, name, root, {
+    serialize: false, // not into the API prompt
+    getValue: text,
+    setValue: () => {},
+    getMinHeight: () => height,
+  });
+  widget.serialize = false; // nor into the workflow
+  return widget;
+}
