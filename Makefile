@@ -11,7 +11,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 REQUIREMENTS := pyproject.toml constraints.txt tests/comfy/requirements.txt tests/web/requirements.txt
 
-.PHONY: demo test test-comfy test-frontends check fuzz bench
+.PHONY: demo test test-comfy test-frontends check locales fuzz bench
 
 demo: $(INSTALLED)
 	$(BIN)/lora-workbench demo $(REAL_FILES:%=--real-files %)
@@ -39,6 +39,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# What the nodes say, for the canvas; the other files of locales/ are written by hand.
+locales: $(INSTALLED)
+	$(BIN)/python tests/node_texts.py
 
 fuzz: $(INSTALLED)
 	LORA_WORKBENCH_FUZZ=100000 $(BIN)/pytest tests/core/test_header_fuzz.py

@@ -7,6 +7,7 @@ const JSON_TYPE = "application/json";
 
 // Args:
 //   host.pick(): a promise of file names to add.
+//   host.newRow(name): the row of an added file.
 //   host.pin(name): a promise of `{size, sha256}` of a file.
 //   host.verdict(row): a promise of `{level, text, details}`.
 //   host.details(row): show what a row's file is; a promise, kept once that is closed.
@@ -24,6 +25,9 @@ export class RowEditor {
     this.root.addEventListener("copy", (event) => this.onCopy(event));
     this.root.addEventListener("paste", (event) => this.onPaste(event));
     this.list = element("ol", { class: "lw-list" });
+    this.list.addEventListener("focusin", ({ target }) => {
+      this.focused = [...this.list.children].findIndex((item) => item.contains(target));
+    });
     this.render();
   }
 
@@ -65,7 +69,7 @@ export class RowEditor {
     this.update(
       rowsOf.added(
         this.rows,
-        names.map((name) => rowsOf.newRow(name)),
+        names.map((name) => this.host.newRow(name)),
       ),
       [first, "model"],
     );
@@ -113,6 +117,11 @@ export class RowEditor {
   // Ask anew what each file would do: another model may be connected.
   refreshVerdicts() {
     this.rows.forEach((row, index) => this.showVerdict(row, this.list.children[index]));
+  }
+
+  // The one that had the focus last, else the first.
+  get currentRow() {
+    return this.rows[this.focused] ?? this.rows[0];
   }
 
   focus(index, field) {
