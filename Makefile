@@ -11,7 +11,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 REQUIREMENTS := pyproject.toml constraints.txt tests/comfy/requirements.txt tests/web/requirements.txt
 
-.PHONY: demo test test-comfy test-frontends check locales fuzz bench
+.PHONY: demo test test-comfy test-frontends check locales help-pictures fuzz bench
 
 demo: $(INSTALLED)
 	$(BIN)/lora-workbench demo $(REAL_FILES:%=--real-files %)
@@ -32,7 +32,8 @@ test-comfy: $(INSTALLED)
 test-frontends: $(INSTALLED)
 	set -e; for version in ==1.27.10 ""; do \
 		$(BIN)/python -m pip install -qq --upgrade --no-deps --target ".cache/frontend$$version" "comfyui-frontend-package$$version"; \
-		PYTHONPATH=".cache/frontend$$version" COMFYUI_PATH="$(COMFYUI_PATH)" $(BIN)/pytest tests/web/test_rows.py tests/web/test_convert.py; \
+		PYTHONPATH=".cache/frontend$$version" COMFYUI_PATH="$(COMFYUI_PATH)" $(BIN)/pytest tests/web/test_rows.py tests/web/test_convert.py \
+			tests/web/test_commands.py tests/web/test_settings.py tests/web/test_locales.py tests/web/test_help.py; \
 	done
 
 check: $(INSTALLED)
@@ -43,6 +44,10 @@ check: $(INSTALLED)
 # What the nodes say, for the canvas; the other files of locales/ are written by hand.
 locales: $(INSTALLED)
 	$(BIN)/python tests/node_texts.py
+
+# The pictures of the help pages, drawn on the real canvas. The checkpoint is the one that `make test-comfy` keeps.
+help-pictures: $(INSTALLED)
+	COMFYUI_PATH="$(COMFYUI_PATH)" $(BIN)/pytest tests/web/help_pictures.py
 
 fuzz: $(INSTALLED)
 	LORA_WORKBENCH_FUZZ=100000 $(BIN)/pytest tests/core/test_header_fuzz.py

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from ..comfy.checkpoints import SLIM
 from ..comfy.comfy_source import REPOSITORY, cache_dir
-from ..lora_files import Module, modules_of_shapes, write_lora
+from ..lora_files import Module, is_attention, modules_of_shapes, unet_modules, write_lora
 
 FOLDER = REPOSITORY / "web" / "docs" / "img"
 CHECKPOINT = "sd15.safetensors"
@@ -39,6 +39,7 @@ STYLE = {"name": "style.safetensors", "model": 0.8, "weighting": "IN04-08=0.5, a
 DETAIL = {"name": "detail.safetensors", "model": 0.5, "clip": 0.3}
 LOAD = ("load", "LoraWorkbenchLoad", {"lora_name": "style.safetensors", "strength_model": 0.8}, {})
 STACK = ("stack", "LoraWorkbenchStack", rows({**STYLE, "weighting": None}, DETAIL), {})
+LOAD_OTHER = (*LOAD[:2], {"lora_name": "detail.safetensors"}, {})  # not merged in another picture
 MERGE = ("merge", "LoraWorkbenchMerge", {}, {**MODEL, "lora_stack": "load.lora_stack"})
 TAGS = "a lighthouse at dusk, <lora:style:0.8>, <lora:detail:0.5:0.3> oil painting"
 
@@ -93,7 +94,7 @@ GRAPHS = {
     "LoraWorkbenchMerge": [LOADER, LOAD, MERGE, run("merge.receipt")],
     "LoraWorkbenchUnmerge": [
         LOADER,
-        LOAD,
+        LOAD_OTHER,
         MERGE,
         ("unmerge", "LoraWorkbenchUnmerge", {}, {"model": "merge.model", "clip": "merge.clip"}),
         run("unmerge.receipt"),
@@ -109,7 +110,7 @@ GRAPHS = {
         ),
     ],
     "LoraWorkbenchInspect": [
-        LOAD,
+        (*LOAD[:2], {"lora_name": "portrait.safetensors"}, {}),
         ("inspect", "LoraWorkbenchInspect", {}, {"lora_model": "load.lora_model"}),
         ("plots", "PreviewImage", {}, {"images": "inspect.plots"}),
     ],
@@ -163,12 +164,12 @@ BUILD = """async (graph) => {
 ARRANGE = """([corner, margin, onlyLast]) => {
     const nodes = app.graph.nodes.filter(({ pos }) => pos[0] < 3000).sort((a, b) => a.id - b.id)
     const width = Math.max(...nodes.map(({ size }) => size[0]), 440)
-    const title = LiteGraph.NODE_TITLE_HEIGHT
+    const [title, badge, gap] = [LiteGraph.NODE_TITLE_HEIGHT, 14, 24]
     let top = title
     for (const node of nodes) {
-        node.setSize([width, node.size[1]])
+        node.setSize([width, Math.max(node.size[1], node.computeSize()[1])])
         node.pos = [0, top]
-        top += node.size[1] + title + 24
+        top += node.size[1] + title + gap
     }
     const first = (onlyLast ? nodes.at(-1) : nodes[0]).pos[1] - title
     app.canvas.deselectAll?.()
@@ -176,12 +177,19 @@ ARRANGE = """([corner, margin, onlyLast]) => {
     app.canvas.ds.offset = [corner[0], corner[1] - first]
     app.canvas.setDirty(true, true)
     const x = corner[0] - margin
-    const y = corner[1] - margin
-    return { x, y, width: width + 2 * margin, height: top - title - 24 - first + 2 * margin }
+    const y = corner[1] - margin - badge
+    const height = top - title - gap - first + 2 * margin + badge
+    return { x, y, width: width + 2 * margin, height }
 }"""
 IS_CHECKED = """() => [...document.querySelectorAll('.lw-verdict')].every(
         ({ textContent }) => textContent)
     && [...document.querySelectorAll('img')].every((picture) => picture.complete)"""
+
+# The folder of this run is nobody's.
+NO_FOLDER = """(folder) => {
+    for (const box of document.querySelectorAll('textarea'))
+        box.value = box.value.replaceAll(folder, '/ComfyUI')
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +205,8 @@ def files(server):
         path = server.loras / name
         path.unlink(missing_ok=True)
         write_lora(path, modules, header, naming="kohya-te", alpha=4.0, seed=seed)
+    attention = [module for module in unet_modules("sd15") if is_attention(module)]
+    write_lora(server.loras / "portrait.safetensors", attention, alpha=2.0)
     content = (server.loras / "style.safetensors").read_bytes()
     (server.loras / "wet ink wash.safetensors").write_bytes(content)
     glow = [Module("te2", f"text_model.encoder.layers.{n}.mlp.fc1", (5120, 1280)) for n in range(9)]
@@ -226,7 +236,7 @@ def page(frontend, files):
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_draw(name, frontend, page):
+def test_draw(name, server, frontend, page):
     graph = GRAPHS[name]
     page.evaluate(BUILD, [list(entry) for entry in graph])
     if any(kind in ("PreviewAny", "PreviewImage", SAVE) for _, kind, *_ in graph):
@@ -235,6 +245,7 @@ def test_draw(name, frontend, page):
         if page.evaluate(IS_CHECKED):
             break
         page.wait_for_timeout(100)
+    page.evaluate(NO_FOLDER, str(server.checkpoints.parents[1]))
     page.wait_for_timeout(1000)  # boxes take their height frame by frame
     arguments = [list(CORNER), MARGIN, name in ONLY_LAST]
     page.evaluate(ARRANGE, arguments)
