@@ -37,11 +37,15 @@ def rows(*rows):
 
 STYLE = {"name": "style.safetensors", "model": 0.8, "weighting": "IN04-08=0.5, attn2=0.8"}
 DETAIL = {"name": "detail.safetensors", "model": 0.5, "clip": 0.3}
-LOAD = ("load", "LoraWorkbenchLoad", {"lora_name": "style.safetensors", "strength_model": 0.8}, {})
 STACK = ("stack", "LoraWorkbenchStack", rows({**STYLE, "weighting": None}, DETAIL), {})
-LOAD_OTHER = (*LOAD[:2], {"lora_name": "detail.safetensors"}, {})  # not merged in another picture
 MERGE = ("merge", "LoraWorkbenchMerge", {}, {**MODEL, "lora_stack": "load.lora_stack"})
 TAGS = "a lighthouse at dusk, <lora:style:0.8>, <lora:detail:0.5:0.3> oil painting"
+
+
+def load(name="style.safetensors", **values):
+    # The frontend gives a fresh text box what a node of the same id held before, unless it is set.
+    values = {"lora_name": name, "strength_model": 0.8, "weighting": "", **values}
+    return ("load", "LoraWorkbenchLoad", values, {})
 
 
 def run(source):
@@ -57,7 +61,7 @@ GRAPHS = {
         run("apply.report"),
     ],
     "LoraWorkbenchLoad": [
-        (*LOAD[:2], {**LOAD[2], "weighting": "IN04-08=0.5, attn2=0"}, {}),
+        load(weighting="IN04-08=0.5, attn2=0"),
         (
             "apply",
             "LoraWorkbenchApply",
@@ -70,7 +74,7 @@ GRAPHS = {
         ("text", "PreviewAny", {}, {"source": "stack.text"}),
     ],
     "LoraWorkbenchAdd": [
-        LOAD,
+        load(),
         (
             "add",
             "LoraWorkbenchAdd",
@@ -91,10 +95,10 @@ GRAPHS = {
             {"lora_stack": "stack.lora_stack"},
         ),
     ],
-    "LoraWorkbenchMerge": [LOADER, LOAD, MERGE, run("merge.receipt")],
+    "LoraWorkbenchMerge": [LOADER, load(), MERGE, run("merge.receipt")],
     "LoraWorkbenchUnmerge": [
         LOADER,
-        LOAD_OTHER,
+        load("detail.safetensors"),  # that of another picture is merged already
         MERGE,
         ("unmerge", "LoraWorkbenchUnmerge", {}, {"model": "merge.model", "clip": "merge.clip"}),
         run("unmerge.receipt"),
@@ -110,7 +114,7 @@ GRAPHS = {
         ),
     ],
     "LoraWorkbenchInspect": [
-        (*LOAD[:2], {"lora_name": "portrait.safetensors"}, {}),
+        load("portrait.safetensors"),
         ("inspect", "LoraWorkbenchInspect", {}, {"lora_model": "load.lora_model"}),
         ("plots", "PreviewImage", {}, {"images": "inspect.plots"}),
     ],
@@ -189,6 +193,10 @@ IS_CHECKED = """() => [...document.querySelectorAll('.lw-verdict')].every(
 NO_FOLDER = """(folder) => {
     for (const box of document.querySelectorAll('textarea'))
         box.value = box.value.replaceAll(folder, '/ComfyUI')
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
+    while (texts.nextNode())
+        if (texts.currentNode.data.includes(folder))
+            texts.currentNode.data = texts.currentNode.data.replaceAll(folder, '/ComfyUI')
 }"""
 
 

@@ -3,7 +3,7 @@ import { app } from "../comfy.js";
 import { offered } from "../commands.js";
 import { say } from "../messages.js";
 import { toggledAll } from "../rows/rows.js";
-import { tell } from "../tell.js";
+import { toast } from "../toast.js";
 import { editorOf, recheck } from "./rows.js";
 
 export const commands = {
@@ -14,7 +14,7 @@ export const commands = {
     ShowDetails: () => onSelected(showDetails),
     Recheck() {
       recheck(app);
-      tell(app, "info", say("rechecked"));
+      toast(app, "info", say("rechecked"));
     },
   }),
 };
@@ -22,11 +22,11 @@ export const commands = {
 function onSelected(act) {
   const selected = Object.values(app.canvas.selected_nodes ?? {});
   const editor = selected.map(editorOf).find(Boolean);
-  if (!editor) return tell(app, "info", say("noneSelected"));
-  return editor.unreadable ? tell(app, "error", editor.unreadable.message) : act(editor);
+  if (!editor) return toast(app, "info", say("noneSelected"));
+  return editor.unreadable ? toast(app, "error", editor.unreadable.message) : act(editor);
 }
 
 function showDetails(editor) {
   const row = editor.currentRow;
-  return row ? editor.host.details(row) : tell(app, "info", say("noRows"));
+  return row ? editor.host.details(row) : toast(app, "info", say("noRows"));
 }

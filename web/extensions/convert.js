@@ -4,7 +4,7 @@ import { offered } from "../commands.js";
 import { convertLoras } from "../convert/convert.js";
 import { say } from "../messages.js";
 import { settingOf } from "../settings.js";
-import { tell } from "../tell.js";
+import { toast } from "../toast.js";
 import { replaceWorkflow } from "../undo.js";
 
 export const convert = {
@@ -14,10 +14,10 @@ export const convert = {
 
 async function convertCanvas() {
   const { workflow, converted } = convertLoras(app.rootGraph?.serialize() ?? app.graph.serialize());
-  if (!converted) return tell(app, "info", say("noneToConvert"));
+  if (!converted) return toast(app, "info", say("noneToConvert"));
   if (settingOf(app, "Convert.Ask") && !(await isWanted())) return;
   await replaceWorkflow(app, workflow);
-  tell(app, "success", say("converted", { count: converted }));
+  toast(app, "success", say("converted", { count: converted }));
 }
 
 function isWanted() {

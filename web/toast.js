@@ -1,5 +1,5 @@
 // A note at the edge of the canvas that goes away by itself.
 
-export function tell(app, severity, summary) {
+export function toast(app, severity, summary) {
   app.extensionManager.toast.add({ severity, summary, life: 4000 });
 }
