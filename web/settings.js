@@ -44,7 +44,10 @@ export const SETTINGS = [
   },
 ];
 
-// The value that the user chose: `settingOf(app, "Rows.NewStrength")`.
+// The value that the user chose, or the default of a number whose field was emptied:
+// `settingOf(app, "Rows.NewStrength")`.
 export function settingOf(app, name) {
-  return app.extensionManager.setting.get(`LoraWorkbench.${name}`);
+  const { id, type, defaultValue } = SETTINGS.find((each) => each.id === `LoraWorkbench.${name}`);
+  const value = app.extensionManager.setting.get(id);
+  return type === "number" && !Number.isFinite(value) ? defaultValue : value;
 }

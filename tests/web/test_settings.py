@@ -68,6 +68,9 @@ def test_the_strength_of_an_added_lora(editor):
     choose(editor, "Rows.SeparateClip", True)
     add(editor)
     assert (editor.rows[1]["model"], editor.rows[1]["clip"]) == (0.7, 0.7)
+    choose(editor, "Rows.NewStrength", None)  # its field was emptied
+    add(editor)
+    assert editor.rows[2]["model"] == 1
 
 
 def test_pictures_in_the_list_of_files(editor, server):

@@ -226,7 +226,7 @@ export class RowEditor {
       class: "lw-weighting",
       type: "text",
       value: shown,
-      placeholder: "by block, such as IN=0.5, OUT=1.2",
+      placeholder: "by block, such as IN04-08=0.5, attn2=0",
       "aria-label": `Weighting of ${name}`,
       "data-field": "weighting",
       spellcheck: "false",
