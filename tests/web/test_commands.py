@@ -90,11 +90,10 @@ def test_shift_r_checks_every_file_anew(editor, server, another):
 
 
 def test_a_command_without_a_node_or_a_row_says_what_is_missing(editor):
-    told = editor.page.locator(".p-toast-message, [data-sonner-toast]")
     for setup, message in ((UNSELECT, "Select an Apply LoRAs"), (SELECT, "no LoRAs yet")):
         editor.page.evaluate(setup)
         editor.page.evaluate(RUN, "ShowDetails")
-        told.filter(has_text=message).first.wait_for()
+        editor.page.get_by_text(message).first.wait_for()
 
 
 def test_rows_that_cannot_be_read_are_left_alone(editor):
