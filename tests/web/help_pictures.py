@@ -189,6 +189,7 @@ IS_CHECKED = """() => [...document.querySelectorAll('.lw-verdict')].every(
         ({ textContent }) => textContent)
     && [...document.querySelectorAll('img')].every((picture) => picture.complete)"""
 
+RECHECK = "() => app.extensionManager.command.execute('LoraWorkbench.Recheck')"
 # The folder of this run is nobody's.
 NO_FOLDER = """(folder) => {
     for (const box of document.querySelectorAll('textarea'))
@@ -249,6 +250,8 @@ def test_draw(name, server, frontend, page):
     page.evaluate(BUILD, [list(entry) for entry in graph])
     if any(kind in ("PreviewAny", "PreviewImage", SAVE) for _, kind, *_ in graph):
         frontend.run()
+    page.evaluate(RECHECK)  # the files' answers from before the links came may be late
+    page.wait_for_load_state("networkidle")
     for _ in range(200):
         if page.evaluate(IS_CHECKED):
             break
