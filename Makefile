@@ -11,7 +11,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 REQUIREMENTS := pyproject.toml constraints.txt tests/comfy/requirements.txt tests/web/requirements.txt
 
-.PHONY: demo test test-comfy test-frontends check fuzz bench bench-web
+.PHONY: demo test test-comfy test-frontends check locales help-pictures fuzz bench bench-web
 
 demo: $(INSTALLED)
 	$(BIN)/lora-workbench demo $(REAL_FILES:%=--real-files %)
@@ -40,6 +40,14 @@ check: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# What the nodes say, for the canvas; the other files of locales/ are written by hand.
+locales: $(INSTALLED)
+	$(BIN)/python tests/node_texts.py
+
+# The pictures of the help pages, drawn on the real canvas. The checkpoint is the one that `make test-comfy` keeps.
+help-pictures: $(INSTALLED)
+	COMFYUI_PATH="$(COMFYUI_PATH)" $(BIN)/pytest tests/web/help_pictures.py
 
 fuzz: $(INSTALLED)
 	LORA_WORKBENCH_FUZZ=100000 $(BIN)/pytest tests/core/test_header_fuzz.py

@@ -36,6 +36,7 @@ RUN = """async () => {
     const finished = new Promise((done, fail) => {
         api.addEventListener("execution_success", done, { once: true })
         api.addEventListener("execution_error", ({ detail }) => fail(detail.exception_message))
+        setTimeout(() => fail("no end after 2 minutes: is the graph valid?"), 120_000)
     })
     await app.queuePrompt(0, 1)
     await finished

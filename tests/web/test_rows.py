@@ -403,7 +403,7 @@ def test_how_much_a_file_changes_each_block_is_asked_on_demand(editor, server):
     assert not any("/norms?" in url for url in asked)
     summary.click()
     dialog.get_by_role("row", name="IN01").wait_for()
-    cells = dialog.get_by_role("row").filter(has=editor.page.locator(".lw-bar"))
+    cells = dialog.get_by_role("row").filter(has=editor.page.locator(".lw-norm"))
     told = {
         row.locator("th").inner_text(): float(row.locator("td").last.inner_text())
         for row in cells.all()

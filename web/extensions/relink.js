@@ -4,26 +4,18 @@
 // or renamed file by its hash all the same.)
 import { allNodes } from "../all_nodes.js";
 import { app } from "../comfy.js";
+import { offered } from "../commands.js";
 import { pickLoras } from "../rows/picker.js";
 import { relinked, wantedFiles } from "../rows/relink.js";
 import { relinkPanel } from "../rows/relink_panel.js";
 import { ask, previewAddress } from "../server.js";
 import { rememberForUndo } from "../undo.js";
 
-const COMMAND = "LoraWorkbench.FindFiles";
 const NODES = ["LoraWorkbenchApply", "LoraWorkbenchStack"];
 
 export const relink = {
   name: "loraWorkbench.relink",
-  commands: [
-    {
-      id: COMMAND,
-      icon: "pi pi-link",
-      label: "Find missing or renamed LoRA files",
-      function: () => panel.show({ always: true }),
-    },
-  ],
-  menuCommands: [{ path: ["Extensions", "LoRA Workbench"], commands: [COMMAND] }],
+  ...offered({ FindFiles: () => panel.show({ always: true }) }),
 
   // Undo and a change of tab come here too: the panel is about what is on the canvas now.
   afterConfigureGraph() {

@@ -4,11 +4,14 @@ import { api } from "../comfy.js";
 import { showDetails } from "../rows/details.js";
 import { RowEditor } from "../rows/editor.js";
 import { pickLoras } from "../rows/picker.js";
+import { newRow } from "../rows/rows.js";
 import { keepShown } from "../keep_shown.js";
+import { say } from "../messages.js";
 import { checkpointOf } from "../rows/upstream.js";
 import { Verdicts } from "../rows/verdicts.js";
 import { withWord } from "../rows/words.js";
 import { ask, previewAddress } from "../server.js";
+import { settingOf } from "../settings.js";
 import { rememberForUndo } from "../undo.js";
 import { scrollOrZoom } from "../wheel.js";
 
@@ -31,9 +34,7 @@ export const rows = {
 
   // Another checkpoint in a loader upstream is such a change; verdicts that are known cost nothing.
   setup(app) {
-    api.addEventListener("graphChanged", () => {
-      for (const { node } of allNodes(app)) editors.get(node)?.refreshVerdicts();
-    });
+    api.addEventListener("graphChanged", () => refreshVerdicts(app));
   },
 
   // An undo builds the nodes anew; the focus goes to where it was.
@@ -59,9 +60,24 @@ export const rows = {
   },
 };
 
+export function editorOf(node) {
+  return editors.get(node);
+}
+
+// Every file is read again, also where nothing seems to have changed.
+export function recheck(app) {
+  verdicts.forget();
+  refreshVerdicts(app);
+}
+
+function refreshVerdicts(app) {
+  for (const { node } of allNodes(app)) editors.get(node)?.refreshVerdicts();
+}
+
 function rowsWidget(app, node, name, [, { default: initial }]) {
   const editor = new RowEditor({
-    pick,
+    pick: () => pick(app),
+    newRow: (lora) => addedRow(app, lora),
     details: (row) => showDetails(row, detailsHost(app)),
     pin: (lora) => ask("pin", { name: lora }),
     verdict: (row) => verdicts.of(row, checkpointOf(node)),
@@ -106,17 +122,22 @@ function detailsHost(app) {
   };
 }
 
-function pick(query) {
+function pick(app, query) {
   return pickLoras(
     ask("loras").then(({ loras }) => loras),
-    previewAddress,
+    settingOf(app, "Files.Pictures") ? previewAddress : null,
     query,
   );
 }
 
+function addedRow(app, name) {
+  const model = settingOf(app, "Rows.NewStrength");
+  return newRow(name, settingOf(app, "Rows.SeparateClip") ? { model, clip: model } : { model });
+}
+
 // Every node of the workflow that has rows with this file gets the other one.
 async function relink(app, name) {
-  const [other] = await pick(baseName(name));
+  const [other] = await pick(app, baseName(name));
   if (!other) return;
   for (const { node } of allNodes(app)) editors.get(node)?.replace(name, other);
 }
@@ -139,7 +160,7 @@ function wordTargets(app) {
         },
       })),
   );
-  return [{ label: "the clipboard", take: (word) => navigator.clipboard.writeText(word) }, ...texts];
+  return [{ label: say("clipboard"), take: (word) => navigator.clipboard.writeText(word) }, ...texts];
 }
 
 function fit(node, widget) {

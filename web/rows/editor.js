@@ -10,6 +10,7 @@ const A_FRAME = 15; // rows; as many as can be seen
 
 // Args:
 //   host.pick(): a promise of file names to add.
+//   host.newRow(name): the row of an added file.
 //   host.pin(name): a promise of `{size, sha256}` of a file.
 //   host.verdict(row): a promise of `{level, text, details}`.
 //   host.blocks(row): a promise of what the route `blocks` answers for its weighting.
@@ -33,6 +34,7 @@ export class RowEditor {
     this.root.addEventListener("paste", (event) => this.paste(pastedRows(event)));
     this.toolbar = this.makeToolbar();
     this.list = element("ol", { class: "lw-list" });
+    this.list.addEventListener("focusin", ({ target }) => (this.lastItem = target.closest("li")));
     this.render();
   }
 
@@ -82,7 +84,7 @@ export class RowEditor {
     this.update(
       rowsOf.added(
         this.rows,
-        names.map((name) => rowsOf.newRow(name)),
+        names.map((name) => this.host.newRow(name)),
       ),
       [first, "model"],
     );
@@ -128,6 +130,11 @@ export class RowEditor {
     const at = document.activeElement;
     if (!this.root.contains(at)) return null;
     return [this.views.findIndex((view) => view.element.contains(at)), at.dataset.field];
+  }
+
+  // The one that had the focus last, else the first.
+  get currentRow() {
+    return (this.views.find((view) => view.element === this.lastItem) ?? this.views[0])?.row;
   }
 
   // On a field of a row, or of the last one; above the rows when there are none.

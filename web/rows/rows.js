@@ -4,6 +4,8 @@
 // know are kept, in a row and beside the rows. Rows are never changed in place: each function gives
 // a new list.
 
+import { say } from "../messages.js";
+
 export const VERSION = 1;
 export const STRENGTH_LIMIT = 100; // as core's LoRA loaders
 const DECIMALS = 2;
@@ -102,30 +104,30 @@ function ofJson(text) {
   try {
     data = JSON.parse(text);
   } catch {
-    throw new Error("The rows are not JSON.");
+    throw new Error(say("rowsNoJson"));
   }
   data = data.__value__ ?? data; // as API clients wrap a list
   const { version = VERSION, rows = [], ...others } = Array.isArray(data) ? { rows: data } : data;
-  if (version !== VERSION) throw new Error(`The rows were written by version ${version}.`);
-  if (!Array.isArray(rows)) throw new Error("The rows are not a list.");
+  if (version !== VERSION) throw new Error(say("rowsNewer", { version }));
+  if (!Array.isArray(rows)) throw new Error(say("rowsNoList"));
   return { rows: rows.map(checkedRow), others };
 }
 
 function checkedRow(item, index) {
-  if (typeof item?.name !== "string") throw new Error(`Row ${index + 1} has no name.`);
+  if (typeof item?.name !== "string") throw new Error(say("rowNoName", { row: index + 1 }));
   const row = newRow(item.name, item);
   const wrong = ["model", "clip"].find((key) => row[key] != null && typeof row[key] !== "number");
-  if (wrong) throw new Error(`Row ${index + 1}: ${wrong} is not a number.`);
+  if (wrong) throw new Error(say("rowNotNumber", { row: index + 1, field: wrong }));
   for (const key of ["clip", "weighting", "sha256", "size"]) if (row[key] === null) delete row[key];
   return row;
 }
 
 function rowsOfTags(text) {
   const rest = text.replace(TAG, "").replace(/[\s,]+/g, "");
-  if (rest) throw new Error(`Not understood: ${rest.slice(0, 40)}`);
+  if (rest) throw new Error(say("rowsNotUnderstood", { text: rest.slice(0, 40) }));
   return [...text.matchAll(TAG)].map(([tag, name, model, clip]) => {
     const strengths = [model || "1", clip || model || "1"].map(readNumber);
-    if (strengths.includes(null)) throw new Error(`${tag}: the strength is not a number.`);
+    if (strengths.includes(null)) throw new Error(say("tagNotNumber", { tag }));
     return newRow(name.trim(), { model: strengths[0], ...(clip ? { clip: strengths[1] } : {}) });
   });
 }
