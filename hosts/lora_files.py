@@ -97,6 +97,12 @@ class LoraFiles:
         name, path = self.located(choice)
         return LoraChoice(name, self._hashes.sha256(path), path.stat().st_size)
 
+    def near(self, name: str) -> list[str]:
+        """Listed files of this base name in any folder, then some that resemble it."""
+        names = self.names()
+        same = [known for known in names if base_name(known) == base_name(name)]
+        return list(dict.fromkeys([*same, *_near(name, names)]))
+
     def fingerprint(self, choice: LoraChoice) -> str:
         """Path, size and time of change; "missing" when there is no such file."""
         try:

@@ -257,8 +257,10 @@ def _fits(lora: Lora, part: Part, target: Target | None) -> bool:
     delta, wanted = _delta_shape(lora, part), _trimmed(target.shape)
     if delta == wanted:
         return True
-    if part.kind == "lora" and len(delta) == 2:
+    if "down" in part.keys and len(delta) == 2 and part.axis != 1:
         return "mid" not in part.keys and delta == (wanted[0], math.prod(wanted[1:]))
+    if part.kind == "dora":  # the norms of a padded weight are not those that were trained
+        return False
     can_pad = target.canonical == _FIRST_CONVOLUTION and len(delta) == len(wanted)
     return can_pad and delta[1] < wanted[1] and delta[:1] + delta[2:] == wanted[:1] + wanted[2:]
 
@@ -271,14 +273,14 @@ def _widens(lora: Lora, module: LoraModule, part: Part, target: Target) -> bool:
     is_meant = "reshape_weight" in module.keys or (
         BFL_CONTROL in lora.formats and module.lora_key == "img_in"
     )
-    if not is_meant or part.kind != "lora":
+    if not is_meant or "down" not in part.keys:
         return False
     delta, stored = _delta_shape(lora, part), target.shape
     return delta[0] >= stored[0] and math.prod(delta) > math.prod(stored)
 
 
 def _delta_shape(lora: Lora, part: Part) -> tuple[int, ...]:
-    if part.kind == "lora":
+    if "down" in part.keys:
         up, down = lora.shape(part.keys["up"]), lora.shape(part.keys["down"])
         kernel = lora.shape(part.keys["mid"])[2:] if "mid" in part.keys else down[2:]
         return _trimmed((up[0], down[1], *kernel))
@@ -300,6 +302,7 @@ _ROLES_OF_FACTORS = ("alpha", "reshape_weight")
 _RULES: Mapping[str, str] = {
     "lora": "scale * up @ down",
     "tucker": "scale * up @ (mid x down)",
+    "dora": "magnitude * (W0 + scale * up @ down) / its norm",
     "lora-bias": "bias += scale * up_bias",
     "diff": "+= diff",
     "norm": "+= diff",
@@ -313,19 +316,19 @@ def _row(
     if problem is not None:
         return TensorRow(key, module.lora_key, role, None, "", None, UNSUPPORTED, problem)
     own = [b for b in bounds if role in b.part.keys] or (
-        [b for b in bounds if b.part.kind == "lora"] if role in _ROLES_OF_FACTORS else []
+        [b for b in bounds if "down" in b.part.keys] if role in _ROLES_OF_FACTORS else []
     )
     if not own:
         reason = f"{role} has no effect on a full difference"
         return TensorRow(key, module.lora_key, role, None, "", None, UNMATCHED, reason)
     bound = own[0]
-    rule = "tucker" if "mid" in bound.part.keys else bound.part.kind
+    is_tucker = "mid" in bound.part.keys and bound.part.kind == "lora"
     return TensorRow(
         key,
         module.lora_key,
         role,
         bound.target.target_key if bound.target else None,
-        _RULES[rule],
+        _RULES["tucker" if is_tucker else bound.part.kind],
         module.scale,
         bound.verdict,
         bound.reason,

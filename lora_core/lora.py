@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from .adapters import Adapter, DiffAdapter, LoraAdapter
+from .adapters import Adapter, DiffAdapter, DoraAdapter, LoraAdapter
+from .adapters.dora import magnitude_axis
 from .errors import DamagedFileError, LoraError
 from .files.memory_file import MemoryFile
 from .files.tensor_file import TensorFile, open_tensor_file
@@ -21,6 +22,8 @@ from .formats.suffixes import Role, split_key
 CONTROL_LORA = "Control-LoRA: a ControlNet in LoRA form"
 NUMBERED = "cloneofsimo file: its keys are numbers in traversal order, not module names"
 _CONTROL_LORA_KEY = "lora_controlnet"
+_EITHER_AXIS = ".dora_scale"
+"""The one name of magnitudes whose writers know both axes."""
 _PEFT_CONFIG = "adapter_config.json"
 _FOLDER_FILES = (
     "adapter_model.safetensors",
@@ -37,13 +40,15 @@ class Part:
 
     Attributes:
         of: ``"weight"`` or ``"bias"``.
-        kind: ``"lora"``, ``"diff"`` or ``"norm"``.
+        kind: ``"lora"``, ``"dora"``, ``"diff"``, ``"norm"`` or ``"lora-bias"``.
         keys: Role to tensor name.
+        axis: Of a DoRA, the channels its magnitudes belong to: 0 outputs, 1 inputs; else None.
     """
 
     of: str
     kind: str
     keys: Mapping[str, str]
+    axis: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +57,8 @@ class LoraModule:
 
     Attributes:
         lora_key: Name in the file without the suffix.
-        kind: Adapter kind shown to the user; ``"lora"``, ``"diff"``, ``"norm"``, or one that is
-            recognised but not supported.
+        kind: Adapter kind shown to the user; ``"lora"``, ``"dora"``, ``"diff"``, ``"norm"``, or
+            one that is recognised but not supported.
         keys: Role to tensor name, every tensor of the module.
         parts: What can be applied; empty when ``problem`` says why not.
         rank: Rows of ``down``, None for kinds without factors.
@@ -137,8 +142,9 @@ class Lora:
         tensors = {role: tensor for role, tensor in held.items() if tensor is not None}
         if len(tensors) < len(held):
             tensors = self._read(part)
-        if part.kind == "lora":
-            return LoraAdapter(tensors["down"], tensors["up"], tensors.get("mid"), module.alpha)
+        if "down" in tensors:
+            low = LoraAdapter(tensors["down"], tensors["up"], tensors.get("mid"), module.alpha)
+            return low if part.axis is None else DoraAdapter(low, tensors["magnitude"], part.axis)
         (tensor,) = tensors.values()
         return DiffAdapter(tensor, (module.scale or 1.0) if "up_bias" in part.keys else 1.0)
 
@@ -335,7 +341,7 @@ def _module(
     keys = {role.name: key for role, key in roles.items()}
     kind = _kind(roles)
     problem = clashes.get(lora_key) or _problem(kind, keys) or _factor_problem(keys, file)
-    if problem is None and config is not None and kind == "lora":
+    if problem is None and config is not None and kind in ("lora", "dora"):
         problem = config.unsupported
     if problem is not None:
         return LoraModule(lora_key, kind, keys, problem=problem)
@@ -343,8 +349,22 @@ def _module(
     alpha = alphas[keys["alpha"]] if "alpha" in keys else None
     if alpha is None and rank is not None and config is not None:
         alpha = config.alpha_of(_without_prefix(lora_key), rank)
-    notes = ("alpha is 0: read as alpha = rank, as kohya does",) if alpha == 0 else ()
-    return LoraModule(lora_key, kind, keys, _parts(keys), rank, alpha, None, notes)
+    axis = _magnitude_axis(keys, file) if kind == "dora" else None
+    notes = tuple(_notes(keys, file, alpha, axis))
+    return LoraModule(lora_key, kind, keys, _parts(keys, axis), rank, alpha, None, notes)
+
+
+def _notes(
+    keys: Mapping[str, str], file: TensorFile, alpha: float | None, axis: int | None
+) -> Iterator[str]:
+    if alpha == 0:
+        yield "alpha is 0: read as alpha = rank, as kohya does"
+    if axis == 0:
+        yield "DoRA by output channel: ComfyUI's own loader takes another norm than was trained"
+        name = keys["magnitude"]
+        is_flat = name.endswith(_EITHER_AXIS) and len(file.tensors[name].shape) == 1
+        if is_flat and file.tensors[keys["down"]].shape[1] == file.tensors[keys["up"]].shape[0]:
+            yield "flat DoRA magnitudes of square weights are read as of output channels"
 
 
 def _without_prefix(lora_key: str) -> str:
@@ -356,11 +376,11 @@ def _without_prefix(lora_key: str) -> str:
 def _kind(roles: Iterable[Role]) -> str:
     """The most specific kind among the roles; a LoRA with magnitudes is a DoRA."""
     names, kinds = {role.name for role in roles}, {role.kind for role in roles} - {"shared"}
-    if "magnitude" in names:
-        return "dora"
     exotic = sorted(kinds - {"lora", "diff", "norm"})
     if exotic:
         return exotic[0]
+    if "magnitude" in names and kinds:
+        return "dora"
     return next((kind for kind in ("lora", "diff", "norm") if kind in kinds), "unknown")
 
 
@@ -369,12 +389,12 @@ def _problem(kind: str, keys: Mapping[str, str]) -> str | None:
         return "no factors stand beside " + ", ".join(keys.values())
     if kind == "set":
         return "set_weight, which replaces a whole weight, is not supported yet"
-    if kind not in ("lora", "diff", "norm"):
+    if kind not in ("lora", "dora", "diff", "norm"):
         return f"{kind} modules are not supported yet"
     if "scale_override" in keys:
         return "a .scale tensor that replaces alpha / rank is not supported yet"
     missing = {"down", "up"} - set(keys)
-    if kind == "lora" and missing:
+    if kind in ("lora", "dora") and missing:
         return f"the {' and '.join(sorted(missing))} factor is missing"
     return None
 
@@ -398,7 +418,21 @@ def _factor_problem(keys: Mapping[str, str], file: TensorFile) -> str | None:
         mid = file.tensors[keys["mid"]].shape
         if mid[:2] != (down[0], down[0]) or any(size != 1 for size in down[2:]):
             return f"the Tucker core does not fit: down {list(down)}, mid {list(mid)}"
+    if "magnitude" in keys and _magnitude_axis(keys, file) is None:
+        magnitude = list(file.tensors[keys["magnitude"]].shape)
+        return (
+            f"the DoRA magnitudes {magnitude} are neither one per output nor one per input: "
+            f"down {list(down)}, up {list(up)}"
+        )
     return None
+
+
+def _magnitude_axis(keys: Mapping[str, str], file: TensorFile) -> int | None:
+    """Which channels the magnitudes of a module belong to; see ``magnitude_axis``."""
+    name = keys["magnitude"]
+    outputs, inputs = file.tensors[keys["up"]].shape[0], file.tensors[keys["down"]].shape[1]
+    shape = file.tensors[name].shape
+    return magnitude_axis(shape, outputs, inputs, name.endswith(_EITHER_AXIS))
 
 
 _PARTS = {
@@ -413,11 +447,16 @@ _PARTS = {
 }
 
 
-def _parts(keys: Mapping[str, str]) -> tuple[Part, ...]:
-    """The parts of a module, in the order of their first tensor."""
+def _parts(keys: Mapping[str, str], axis: int | None) -> tuple[Part, ...]:
+    """The parts of a module, in the order of their first tensor; a DoRA's factors with ``axis``."""
     grouped: dict[tuple[str, str], dict[str, str]] = {}
     for role, key in keys.items():
         place = _PARTS.get(role)
         if place is not None:
             grouped.setdefault(place, {})[role] = key
-    return tuple(Part(of, kind, roles) for (of, kind), roles in grouped.items())
+    return tuple(
+        Part(of, "dora", {**roles, "magnitude": keys["magnitude"]}, axis)
+        if kind == "lora" and axis is not None
+        else Part(of, kind, roles)
+        for (of, kind), roles in grouped.items()
+    )

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .adapters import Adapter, DoraAdapter
 from .binding import Binding
-from .models.blocks import block_of
+from .models.blocks import block_of, block_rank
 from .models.target import Target
 from .patching.fused import fuse
 from .stack import StackItem, Term, plan_of_bound
@@ -16,7 +17,8 @@ from .stack import StackItem, Term, plan_of_bound
 def block_norms(item: StackItem, binding: Binding) -> dict[str, float]:
     """Frobenius norm of what a LoRA adds to each block, at its strengths and weighting.
 
-    Reads every factor; a product of two factors is never made.
+    Reads every factor; a product of two factors is never made. Of a DoRA its product is counted
+    alone: what its magnitudes change depends on the base weight.
 
     Args:
         item: The LoRA.
@@ -40,18 +42,14 @@ def _label(target: Target) -> str:
     return block_of(target) if target.component == "unet" else target.component
 
 
-def _rank(block: str) -> tuple[int, str]:
-    order = ("BASE", "IN", "M", "OUT")
-    if block.startswith("te"):
-        return len(order) + 1, block
-    found = [number for number, name in enumerate(order) if block.rstrip("0123456789") == name]
-    return (found or [len(order)])[0], block
+def _rank(block: str) -> tuple[bool, tuple[int, str, int]]:
+    return block.startswith("te"), block_rank(block)
 
 
 def _squared_norm(terms: Sequence[Term]) -> float:
     """Of one storage's whole delta."""
     shape = terms[0].target.shape
-    update = fuse(terms, shape, lambda term: term.lora.adapter(term.module, term.part))
+    update = fuse(terms, shape, _product)
     total = 0.0
     for view in update.views:
         if not view.dense and view.up is not None and view.down is not None:
@@ -59,6 +57,11 @@ def _squared_norm(terms: Sequence[Term]) -> float:
         else:
             total += float(view.delta(slice(None)).double().square().sum())
     return max(total, 0.0)
+
+
+def _product(term: Term) -> Adapter:
+    adapter = term.lora.adapter(term.module, term.part)
+    return adapter.change if isinstance(adapter, DoraAdapter) else adapter
 
 
 def _gram(rows: Tensor) -> Tensor:

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from .errors import UnsupportedFormatError
 from .lora import CONTROL_LORA, NUMBERED, Lora, LoraModule
 
-# Read in ComfyUI 0.30; of DoRA and OFT only under the suffix given, PEFT's is passed over.
+# Read in ComfyUI 0.30; of OFT only under the suffix given, PEFT's is passed over.
 _KINDS_OF_COMFYUI = {
     "loha": "",
     "lokr": "",
     "glora": "",
     "set": "",
-    "dora": ".dora_scale",
     "oft": ".oft_blocks",
 }
 _WHOLE_FILES = {
@@ -43,7 +42,7 @@ def modules_not_supported(lora: Lora, modules: Sequence[LoraModule]) -> Unsuppor
         {"Modules": ", ".join(f"{n} {kind}" for kind, n in kinds.items())},
         _WITH_COMFYUI
         if all(map(_is_read_by_comfyui, modules))
-        else "use a file of plain LoRA, LoCon, diff or norm modules.",
+        else "use a file of LoRA, LoCon, DoRA, diff or norm modules.",
     )
 
 

@@ -56,9 +56,8 @@ ROWS_INPUT = (
         "dynamicPrompts": False,
         "default": "[]",
         "tooltip": (
-            "The LoRAs: one <lora:name:model:clip> per line, or JSON rows "
-            '[{"name": "file.safetensors", "model": 1.0, "clip": 1.0, "weighting": ""}]. '
-            "Strengths have no unit; 1 is what the LoRA was trained for."
+            "The LoRAs: one <lora:name:model:clip> per line, or JSON rows with name, model, clip "
+            "and weighting. Strengths have no unit; 1 is what the LoRA was trained for."
         ),
     },
 )

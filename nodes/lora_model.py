@@ -96,7 +96,22 @@ def _core_tensors(lora: Lora) -> dict[str, Tensor]:
                 named[f"{key}.{_CORE_SUFFIXES.get(role, role)}"] = data[name]
         if module.alpha and "alpha" not in module.keys:
             named[f"{key}.alpha"] = torch.tensor(float(module.alpha))
+        for part in module.parts:
+            if part.axis is not None:
+                name = module.keys["magnitude"]
+                named.pop(name, None)
+                dims = len(lora.shape(module.keys["down"]))
+                named[f"{key}.{_CORE_SUFFIXES['magnitude']}"] = _for_core(
+                    data[name], part.axis, dims
+                )
     return named
+
+
+def _for_core(magnitude: Tensor, axis: int, dims: int) -> Tensor:
+    """Magnitudes shaped ``(out, 1, ..)`` or ``(1, in, ..)``: ComfyUI spreads a flat one wrongly."""
+    shape = [1] * dims
+    shape[axis] = -1
+    return magnitude.reshape(shape)
 
 
 def lora_of(lora_model: object, name: str = "lora_model") -> Lora:

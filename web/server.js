@@ -1,11 +1,8 @@
 // What the pack's routes answer. Every function may reject with an Error in words.
 import { api } from "./comfy.js";
+import { say } from "./messages.js";
 
 const ROOT = "/lora_workbench";
-const NO_ROUTE = {
-  headline: "ComfyUI does not answer the pack's questions.",
-  fix: "restart ComfyUI, so that it loads this version of LoRA Workbench.",
-};
 
 export async function ask(route, query = {}) {
   const given = Object.entries(query).filter(([, value]) => value != null);
@@ -28,12 +25,16 @@ export function previewAddress(name) {
 
 async function answered(answer) {
   const body = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw failure(body.error ?? NO_ROUTE);
+  if (!answer.ok) throw failure(body.error ?? noAnswer());
   return body;
 }
 
+function noAnswer() {
+  return { headline: say("noAnswer"), fix: say("noAnswerFix") };
+}
+
 function failure({ headline, fix, facts }) {
-  const error = new Error(fix ? `${headline} Fix: ${fix}` : headline);
+  const error = new Error(fix ? say("errorWithFix", { headline, fix }) : headline);
   error.facts = facts ?? {};
   return error;
 }

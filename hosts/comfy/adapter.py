@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
-from ...lora_core.adapters import Adapter, DiffAdapter, LoraAdapter
+from ...lora_core.adapters import Adapter, DiffAdapter, DoraAdapter, LoraAdapter
 from ...lora_core.models.target import Target
 from ...lora_core.patching.fused import FusedUpdate, as_matrix, fuse, row_chunks, write_merged
 from ...lora_core.patching.products import cpu_threads
@@ -29,8 +30,9 @@ class FusedLoraAdapter(WeightAdapterBase):
     ComfyUI: dynamic patchers rebuild adapters as ``type(a)(a.loaded_keys, moved(a.weights))``
     (read in 0.30), so all state is nested tuples in ``weights``: whether the key carries a function
     of the delta, then per LoRA
-    ``(kind, coefficient, alpha or scale, transposed, tensors, source)``. Coefficients are
-    dimensionless; a source names the factors (``Term.source``).
+    ``(kind, coefficient, number, transposed, tensors, source)``. Coefficients are dimensionless;
+    the number is a LoRA's alpha, a difference's scale, a DoRA's alpha and axis; a source names the
+    factors (``Term.source``).
 
     ``items`` is the whole stack that was applied, for lineage; nothing is computed from it, and
     the copies of dynamic patchers have none.
@@ -58,14 +60,18 @@ class FusedLoraAdapter(WeightAdapterBase):
         weights: list[Any] = [has_function]
         for term in terms:
             adapter = term.lora.adapter(term.module, term.part)
-            kind = "lora" if isinstance(adapter, LoraAdapter) else "diff"
-            number = adapter.alpha if isinstance(adapter, LoraAdapter) else adapter.scale
+            kind, number = _kind_and_number(adapter)
             transposed = term.target.transposed
             weights.append(
                 (kind, term.coefficient, number, transposed, adapter.tensors(), term.source)
             )
             keys.update(term.part.keys.values())
         return cls(keys, tuple(weights))
+
+    @property
+    def depends_on_base(self) -> bool:
+        """Whether what is added depends on the weight it is added to: there is a DoRA."""
+        return any(kind == "dora" for kind, *_ in self.weights[1:])
 
     @property
     def signature(self) -> tuple[Any, ...]:
@@ -95,11 +101,15 @@ class FusedLoraAdapter(WeightAdapterBase):
         """
         update = self.update(weight, strength)
         if self.weights[0]:
+            # ComfyUI: its functions swap halves (0.30), so they turn the weight into what a file
+            # addresses too.
+            base = function(weight) if update.depends_on_base else weight
+            update = update.measured(partial(_rows, base), tuple(weight.shape))
             columns = weight.numel() // weight.shape[0]
-            delta = update.delta(0, weight.shape[0], columns).reshape(weight.shape)
-            weight += function(delta).to(weight.dtype)
+            delta = update.delta(0, weight.shape[0], columns, as_matrix(base))
+            weight += function(delta.reshape(weight.shape)).to(weight.dtype)
         else:
-            _add_to(weight, update)
+            _add_to(weight, update.measured(partial(_rows, weight), tuple(weight.shape)))
         return weight
 
     def merged(self, base_weight: Tensor) -> Tensor:
@@ -111,18 +121,22 @@ class FusedLoraAdapter(WeightAdapterBase):
         """
         merged = torch.empty_like(base_weight, memory_format=torch.contiguous_format)
         with cpu_threads(1) if merged.is_cpu else nullcontext():
-            update = self.update(base_weight, 1.0)
-            for start, stop in row_chunks(tuple(merged.shape)):
+            shape = tuple(merged.shape)
+            update = self.update(base_weight, 1.0).measured(partial(_rows, base_weight), shape)
+            for start, stop in row_chunks(shape):
                 write_merged(merged, base_weight[start:stop], update, start)
         return merged
 
     def update(self, weight: Tensor, strength: float) -> FusedUpdate:
-        """``strength`` times the stack's delta of a weight, factors on the weight's device."""
+        """``strength`` times the stack's delta of a weight, factors on the weight's device.
+
+        Not measured yet: the weight may be no base.
+        """
         shape = tuple(weight.shape)
         shares = []
         for kind, coefficient, number, transposed, tensors, _ in self.weights[1:]:
             moved = tuple(tensor.to(weight.device) for tensor in tensors)
-            adapter = _lora(moved, number) if kind == "lora" else DiffAdapter(moved[0], number)
+            adapter = _adapter(kind, moved, number)
             target = Target("", shape[::-1] if transposed else shape, "", "", None, transposed)
             shares.append(_Share(target, coefficient * strength, adapter))
         return fuse(shares, shape, lambda share: share.adapter)
@@ -137,6 +151,27 @@ def _add_to(weight: Tensor, update: FusedUpdate) -> None:
             update.add_to(matrix, start)
         else:
             write_merged(weight, rows, update, start)
+
+
+def _rows(weight: Tensor, start: int, stop: int) -> Tensor:
+    return weight[start:stop]
+
+
+def _kind_and_number(adapter: Adapter) -> tuple[str, Any]:
+    if isinstance(adapter, DoraAdapter):
+        return "dora", (adapter.change.alpha, adapter.axis)
+    return ("lora", adapter.alpha) if isinstance(adapter, LoraAdapter) else ("diff", adapter.scale)
+
+
+def _adapter(kind: str, tensors: tuple[Tensor, ...], number: Any) -> Adapter:
+    """The adapter that ``_kind_and_number`` and its tensors were taken of."""
+    if kind == "diff":
+        return DiffAdapter(tensors[0], number)
+    if kind == "dora":
+        *factors, magnitude = tensors
+        alpha, axis = number
+        return DoraAdapter(_lora(tuple(factors), alpha), magnitude, axis)
+    return _lora(tensors, number)
 
 
 def _lora(tensors: tuple[Tensor, ...], alpha: float | None) -> LoraAdapter:

@@ -36,9 +36,9 @@ def _errors(patcher: Any) -> Iterator[QuantisedError]:
         pristine = pristine_weight(patcher, key)
         if not is_quantised(pristine):
             continue
-        base = _values(patcher, key, pristine)
+        base = values_of(patcher, key, pristine)
         exact = comfy.lora.calculate_weight(patches, base.clone(), key)
-        stored = _values(patcher, key, _stored(patcher, key))
+        stored = values_of(patcher, key, _stored(patcher, key))
         delta = (exact - base).norm()
         yield QuantisedError(key, float((stored - exact).norm() / delta) if delta else 0.0)
 
@@ -50,7 +50,7 @@ def _stored(patcher: Any, key: str) -> Tensor:
     return patcher.patch_weight_to_device(key, patcher.load_device, return_weight=True)
 
 
-def _values(patcher: Any, key: str, weight: Tensor) -> Tensor:
+def values_of(patcher: Any, key: str, weight: Tensor) -> Tensor:
     """What stored numbers mean, a float32 copy on the load device."""
     _, _, convert = get_key_weight(patcher.model, key)
     moved = weight.to(patcher.load_device)

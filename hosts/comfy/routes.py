@@ -19,6 +19,7 @@ from ..lora_library.verdict import unusable
 from ..protocol import LoraChoice
 
 _ROOT = "/lora_workbench"
+_ROUTES = ("loras", "lora", "pin", "resolve", "verdict", "blocks", "norms", "preview")
 _MODEL_FOLDERS = ("checkpoints", "diffusion_models")
 _LARGEST_PICTURE = 16 << 20  # bytes
 
@@ -36,7 +37,7 @@ def add_routes(routes: Any, files: LoraFiles) -> None:
     answers = Answers(files)
     # Two copies of the pack in custom_nodes: aiohttp would refuse to start with a route twice.
     taken = {getattr(route, "path", None) for route in routes}
-    for name in ("loras", "lora", "pin", "resolve", "verdict", "preview"):
+    for name in _ROUTES:
         if f"{_ROOT}/{name}" not in taken:
             routes.get(f"{_ROOT}/{name}")(_handler(getattr(answers, name), answers.folders))
 
@@ -71,8 +72,13 @@ class Answers:
         return {"name": pinned.name, "size": pinned.size, "sha256": pinned.sha256}
 
     def resolve(self, query: _Query) -> dict[str, Any]:
-        """The file that a row means."""
-        return {"name": self._files.resolve(_choice(query))}
+        """The file that a row means; a missing one is told, with files that may be meant."""
+        choice = _choice(query)
+        try:
+            return {"name": self._files.resolve(choice)}
+        except LoraNotFoundError as error:
+            near = self._files.near(choice.name)
+            return {"name": None, "near": near, "error": error_json(error, self.folders())}
 
     def verdict(self, query: _Query) -> dict[str, Any]:
         """Whether one file suits a model; one that is missing, or without a model, is told too."""
@@ -81,12 +87,28 @@ class Answers:
             path = self._files.path(choice)
         except LoraError as error:
             return unusable(error_json(error, self.folders())).to_json()
-        name, folder = query.get("checkpoint"), query.get("folder", "checkpoints")
         try:
-            model = _model(name, folder) if name else None
+            model = _model(query)
         except LoraNotFoundError as error:
             return self._library.verdict_without_model(path, error.headline).to_json()
         return self._library.verdict(path, model).to_json()
+
+    def blocks(self, query: _Query) -> dict[str, Any]:
+        """What a weighting can name in a model, and what a row's weighting does there."""
+        try:
+            model = _model(query)
+        except LoraNotFoundError:
+            model = None
+        choice = _choice(query)
+        try:
+            path = self._files.path(choice)
+        except LoraError:  # the model's blocks are known without the file
+            path = None
+        return self._library.blocks(model, path, query.get("weighting", ""))
+
+    def norms(self, query: _Query) -> dict[str, Any]:
+        """How much one file changes each block; its factors are read."""
+        return self._library.norms(self._files.path(_choice(query)))
 
     def preview(self, query: _Query) -> web.StreamResponse:
         """The picture beside one file."""
@@ -150,13 +172,16 @@ def _choice(query: _Query) -> LoraChoice:
     )
 
 
-def _model(name: str, folder: str) -> Path:
-    """Path of a model that ComfyUI lists.
+def _model(query: _Query) -> Path | None:
+    """Path of the model that is asked about, one that ComfyUI lists; None when none is.
 
     Raises:
         LoraNotFoundError: there is none of this name.
         LoraError: there is no such folder.
     """
+    name, folder = query.get("checkpoint"), query.get("folder", "checkpoints")
+    if not name:
+        return None
     if folder not in _MODEL_FOLDERS:
         raise UnknownChoiceError("folder of models", folder, _MODEL_FOLDERS)
     listed = {posix_name(known): known for known in folder_paths.get_filename_list(folder)}

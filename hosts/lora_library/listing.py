@@ -17,17 +17,17 @@ def list_files(names: Iterable[str], folders: Sequence[Path]) -> list[dict[str, 
         names: Relative to one of the folders; a name that is no file any more is left out.
         folders: The first that has a name counts.
     """
-    read: dict[Path, _Entries] = {}
+    read: dict[tuple[Path, str], _Entries] = {}
     rows = []
     for name in names:
-        relative = Path(name)
+        below, own_name = os.path.split(name)  # Path takes much longer
         for folder in folders:
-            place = folder / relative.parent
+            place = (folder, below)
             if place not in read:
-                read[place] = _entries(place)
-            size = _size(read[place].get(relative.name))
+                read[place] = _entries(folder / below)
+            size = _size(read[place].get(own_name))
             if size is not None:
-                preview = has_preview(relative.name, read[place])
+                preview = has_preview(own_name, read[place])
                 rows.append({"name": name, "size": size, "preview": preview})
                 break
     return rows

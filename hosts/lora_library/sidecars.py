@@ -17,7 +17,7 @@ _LONGEST_JSON = 8 << 20  # bytes; these files hold a model's page of a web site
 
 def has_preview(file_name: str, names: Container[str]) -> bool:
     """Whether one of the names in a LoRA's folder is its picture."""
-    stem = Path(file_name).stem
+    stem, _, _ = file_name.rpartition(".")
     return any(stem + ending in names for ending in _PICTURE_ENDINGS)
 
 

@@ -2,6 +2,7 @@
 
 from .base import Adapter, ThinFactors
 from .diff import DiffAdapter
+from .dora import DoraAdapter
 from .lora import LoraAdapter
 
-__all__ = ["Adapter", "DiffAdapter", "LoraAdapter", "ThinFactors"]
+__all__ = ["Adapter", "DiffAdapter", "DoraAdapter", "LoraAdapter", "ThinFactors"]

@@ -5,6 +5,8 @@ import re
 from .target import Target
 
 _BLOCK_LIST = re.compile(r"(\w*(?:blocks|layers|refiner))\.(\d+)\.")
+_NUMBERED = re.compile(r"(.*?)(\d*)")
+_ORDER = ("BASE", "IN", "M", "OUT")
 _SHORT = {"input_blocks": "IN", "output_blocks": "OUT", "double_blocks": "D", "single_blocks": "S"}
 
 
@@ -29,3 +31,11 @@ def block_of(target: Target) -> str:
     list_name, number = found[1], f"{int(found[2]):02}"
     short = _SHORT.get(list_name)
     return f"{short}{number}" if short else f"{list_name}.{number}"
+
+
+def block_rank(block: str) -> tuple[int, str, int]:
+    """Sort key of block names: ``BASE``, a UNet from input to output, then lists by name."""
+    found = _NUMBERED.fullmatch(block)
+    name, number = (found[1], found[2]) if found else (block, "")
+    place = _ORDER.index(name) if name in _ORDER else len(_ORDER)
+    return place, name, int(number or 0)

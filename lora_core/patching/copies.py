@@ -43,6 +43,7 @@ def _patched(weight: Tensor, terms: Terms) -> Tensor:
     threads = 1 if weight.is_cpu else torch.get_num_threads()  # as in the ledger's crew
     with torch.no_grad(), exact_products(), cpu_threads(threads):
         update = fuse(terms, shape, adapter_of)
+        update = update.measured(lambda start, stop: weight[start:stop], shape)
         patched = torch.empty_like(weight)
         for start, stop in row_chunks(shape):
             write_merged(patched, weight[start:stop], update, start)

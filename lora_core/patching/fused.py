@@ -3,14 +3,15 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 from torch import Tensor
 
-from ..adapters import Adapter
+from ..adapters import Adapter, DoraAdapter
 from ..stack import Term
 from .kernels import calculating_for
+from .magnitudes import BaseRows, Magnitude
+from .views import View, joined
 
 CHUNK_ELEMENTS = 1 << 20
 """Elements per row chunk: the float32 temporary (4 MB) stays in the cache of two or more cores."""
@@ -44,41 +45,25 @@ def in_range(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _View:
-    """The update of one row range of a storage, factors on its device in float32.
-
-    ``up`` is ``(stop - start, R)``, ``down`` is ``(R, columns)``; ``dense`` deltas are
-    ``(stop - start, columns)``, coefficients included.
-    """
-
-    start: int
-    stop: int
-    up: Tensor | None
-    down: Tensor | None
-    dense: tuple[Tensor, ...]
-
-    def add_to(self, values: Tensor, first: int) -> None:
-        """Add the delta's rows, from storage row ``first`` on, to ``values``.
-
-        Not ``addmm``: whether its bits are those of a product and a sum depends on the BLAS, the
-        shape and the processor, and ``delta`` is added elsewhere.
-        """
-        start = first - self.start
-        values.add_(self.delta(slice(start, start + values.shape[0])))
-
-    def delta(self, rows: slice) -> Tensor:
-        """The delta of ``rows``, counted from ``start``; may be a view."""
-        parts = [dense[rows] for dense in self.dense]
-        if self.up is not None and self.down is not None:
-            parts.insert(0, torch.mm(self.up[rows], self.down))
-        return reduce(torch.add, parts)
-
-
-@dataclass(frozen=True)
 class FusedUpdate:
     """The sum of all deltas of one storage, ready to be added row by row."""
 
-    views: tuple[_View, ...]
+    views: tuple[View, ...]
+
+    @property
+    def depends_on_base(self) -> bool:
+        """Whether ``measured`` must be called, and the base's rows given to ``delta``."""
+        return any(view.magnitudes or view.has_gain for view in self.views)
+
+    def measured(self, base_rows: BaseRows, shape: tuple[int, ...]) -> "FusedUpdate":
+        """The update with its norms taken; reads the base once where there are magnitudes.
+
+        Args:
+            base_rows: Gives rows of the base, at most those of one row chunk.
+            shape: The storage's.
+        """
+        chunks = list(row_chunks(shape))
+        return FusedUpdate(tuple(view.measured(base_rows, chunks) for view in self.views))
 
     def ranks(self) -> tuple[tuple[int, int, int], ...]:
         """Per row range: first row, stop row, columns of its factors."""
@@ -96,24 +81,26 @@ class FusedUpdate:
             view.add_to(values[first - start : last - start], first)
         return values
 
-    def delta(self, start: int, stop: int, columns: int) -> Tensor:
+    def delta(self, start: int, stop: int, columns: int, base: Tensor | None = None) -> Tensor:
         """Rows ``start`` to ``stop`` of the delta, ``(stop - start, columns)``, float32.
 
-        ``add_to`` gives the bits of a sum with it.
+        ``add_to`` gives the bits of a sum with it. ``base`` are these rows of the base, any dtype,
+        needed where the update depends on it.
         """
-        parts = [
-            (first - start, last - start, view.delta(slice(first - view.start, last - view.start)))
-            for view, first, last in self._overlaps(start, stop)
-        ]
-        if len(parts) == 1 and parts[0][:2] == (0, stop - start):
-            return parts[0][2]
+        parts = []
+        for view, first, last in self._overlaps(start, stop):
+            here = slice(first - start, last - start)
+            own = None if base is None else base[here]
+            parts.append((here, view.delta(slice(first - view.start, last - view.start), own)))
+        if len(parts) == 1 and parts[0][0] == slice(0, stop - start):
+            return parts[0][1]
         like = self.views[0].up if self.views[0].up is not None else self.views[0].dense[0]
         delta = like.new_full((stop - start, columns), -0.0)  # x + -0.0 is x, for both zeros
-        for first, last, rows in parts:
-            delta[first:last] = rows
+        for here, rows in parts:
+            delta[here] = rows
         return delta
 
-    def _overlaps(self, start: int, stop: int) -> Iterator[tuple[_View, int, int]]:
+    def _overlaps(self, start: int, stop: int) -> Iterator[tuple[View, int, int]]:
         for view in self.views:
             first, last = max(start, view.start), min(stop, view.stop)
             if first < last:
@@ -142,10 +129,13 @@ def fuse(
 
 def _view(
     rows: tuple[int, int], terms: Iterable[Term], adapter_of: Callable[[Term], Adapter]
-) -> _View:
-    ups, downs, dense = [], [], []
+) -> View:
+    ups, downs, dense, magnitudes = [], [], [], []
     for term in terms:
         adapter = adapter_of(term)
+        if isinstance(adapter, DoraAdapter):
+            magnitudes.append(_magnitude(term, adapter))
+            continue
         thin = adapter.thin(term.target.shape)
         if thin is None:
             dense.append(_dense(term, adapter))
@@ -158,18 +148,21 @@ def _view(
             down = down * coefficient
         ups.append(up)
         downs.append(down)
-    return _View(
+    return View(
         *rows,
-        up=_joined(ups, dim=1),
-        down=_joined(downs, dim=0),
+        up=joined(ups, dim=1),
+        down=joined(downs, dim=0),
         dense=tuple(dense),
+        magnitudes=tuple(magnitudes),
     )
 
 
-def _joined(factors: list[Tensor], dim: int) -> Tensor | None:
-    if len(factors) < 2:
-        return factors[0] if factors else None
-    return torch.cat(factors, dim=dim)
+def _magnitude(term: Term, adapter: DoraAdapter) -> Magnitude:
+    up, down = adapter.change.thin(term.target.shape)
+    norms, axis = adapter.magnitude.float().flatten(), adapter.axis
+    if term.target.transposed:
+        up, down, axis = down.t(), up.t(), 1 - axis
+    return Magnitude(up * adapter.scale, down, norms, axis, term.coefficient)
 
 
 def _dense(term: Term, adapter: Adapter) -> Tensor:
@@ -204,7 +197,8 @@ def write_merged(weight: Tensor, base: Tensor, update: FusedUpdate, start: int) 
     rows = weight[start : start + base.shape[0]]
     loops = calculating_for(base, rows)
     if loops is not None:
-        delta = update.delta(start, start + rows.shape[0], math.prod(rows.shape[1:]))
+        columns = math.prod(rows.shape[1:])
+        delta = update.delta(start, start + rows.shape[0], columns, as_matrix(base))
         loops.add_rounded(rows, base, delta.contiguous(), 1)
     else:
         values = in_range(_sum(as_matrix(base), update, start), weight.dtype)

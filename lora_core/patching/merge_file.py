@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,7 @@ def _write_tensor(
         return info.nbytes
     with torch.inference_mode():
         update = fuse(terms, info.shape, _adapter)
+        update = update.measured(partial(source.read_rows, key), info.shape)
         row_bytes = info.nbytes // info.shape[0]
         for start, stop in row_chunks(info.shape):
             rows = source.read_rows(key, start, stop).reshape(stop - start, -1)

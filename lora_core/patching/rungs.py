@@ -23,7 +23,8 @@ class Rungs:
     Args:
         undo: ``"full"`` keeps a copy on the weight's device; ``"file"`` reads the checkpoint again
             (0 bytes); ``"residual"`` keeps the words where taking the delta off is not exact (a
-            few per cent to a fifth of a copy, slower); ``"auto"`` takes ``file`` where
+            few per cent to a fifth of a copy, slower), a copy where a DoRA makes the delta depend
+            on the base; ``"auto"`` takes ``file`` where
             ``base_files`` has the storage and it matches, else ``full`` where it fits, else
             ``residual``.
         base_files: Storage name to the place its base can be read again.
@@ -67,7 +68,7 @@ class Rungs:
             )
         if self._undo == "residual" or (self._undo == "auto" and not self._has_room(weight)):
             threads = torch.get_num_threads()
-            if self._repeats(weight, update(), threads):
+            if self._can_take_off(weight, update(), threads):
                 return ResidualUndo(weight, threads)
         return FullUndo.of(weight)
 
@@ -75,10 +76,14 @@ class Rungs:
         """Whether a record made for other terms can lead back from ``update``."""
         if not isinstance(record, ResidualUndo):
             return True
-        return self._repeats(record.weight, update, record.threads)
+        return self._can_take_off(record.weight, update, record.threads)
 
     def _has_room(self, weight: Tensor) -> bool:
         return self._room.take(weight.device, weight.numel() * weight.element_size())
+
+    def _can_take_off(self, weight: Tensor, update: FusedUpdate, threads: int) -> bool:
+        """Whether the delta can be computed again without the base, to the bit."""
+        return not update.depends_on_base and self._repeats(weight, update, threads)
 
     def _repeats(self, weight: Tensor, update: FusedUpdate, threads: int) -> bool:
         """Whether the device gives the delta's bits twice; asked once per shape and ranks."""

@@ -82,7 +82,7 @@ class FullUndo:
         self.whole = False
         if not terms:
             return self._restore()
-        update = fuse(terms)
+        update = fuse(terms).measured(self._base_rows, tuple(self.weight.shape))
         total = Checksum(self.weight.device) if self.checksum is None else None
         for start, stop in row_chunks(tuple(self.weight.shape)):
             if total is not None:  # else the whole copy was made and summed before
@@ -91,6 +91,9 @@ class FullUndo:
         if total is not None:
             self.checksum = total.value()
         return None
+
+    def _base_rows(self, start: int, stop: int) -> Tensor:
+        return (self.copy if stop <= self.saved else self.weight)[start:stop]
 
     def _save(self, start: int, stop: int, total: Checksum) -> None:
         copy = self.copy[start:stop]
@@ -152,14 +155,17 @@ class FileUndo:
         """See ``Undo.write``."""
         untouched = self.whole and not self.terms
         self.whole = False
-        update = fuse(terms) if terms else None
+
+        def base_rows(start: int, stop: int) -> Tensor:
+            if untouched:
+                return self.weight[start:stop]
+            return self._stored_rows(start, stop).to(self.weight.device)
+
+        shape = tuple(self.weight.shape)
+        update = fuse(terms).measured(base_rows, shape) if terms else None
         total = Checksum(self.weight.device)
-        for start, stop in row_chunks(tuple(self.weight.shape)):
-            base = (
-                self.weight[start:stop]
-                if untouched
-                else self._stored_rows(start, stop).to(self.weight.device)
-            )
+        for start, stop in row_chunks(shape):
+            base = base_rows(start, stop)
             if update is None:
                 total.copy(self.weight[start:stop], base)
                 continue

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 import urllib.error
 import urllib.request
@@ -109,12 +110,22 @@ def test_a_pin_is_the_hash_of_the_file_and_finds_it_again(ask, loras):
 
 
 def test_a_missing_file_is_a_404_with_near_matches(ask):
-    for route in ("resolve", "lora", "pin", "preview"):
+    for route in ("lora", "pin", "norms", "preview"):
         status, found = ask(route, name="gooood.safetensors")
         assert status == 404
         assert "missing" in found["error"]["headline"]
         assert "routes/good.safetensors" in found["error"]["facts"]["Near matches"]
         assert found["error"]["fix"]
+
+
+def test_a_row_whose_file_is_missing_or_another_resolves_to_near_matches(ask):
+    status, found = ask("resolve", name="old\\gooood.safetensors")
+    assert (status, found["name"]) == (200, None)
+    assert found["near"] == ["routes/good.safetensors"]
+    assert "missing" in found["error"]["headline"]
+    _, found = ask("resolve", name="good", sha256="0" * 64)
+    assert (found["name"], found["near"]) == (None, ["routes/good.safetensors"])
+    assert "is not the file" in found["error"]["headline"]
 
 
 def test_a_row_without_a_file_has_a_verdict(ask):
@@ -125,7 +136,7 @@ def test_a_row_without_a_file_has_a_verdict(ask):
     assert ask("verdict", name="../x")[1]["level"] == "wrong"
 
 
-@pytest.mark.parametrize("route", ["lora", "pin", "resolve", "preview"])
+@pytest.mark.parametrize("route", ["lora", "pin", "resolve", "norms", "preview"])
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "C:\\x", "", ".", "..\\x"])
 def test_names_that_leave_the_folders_are_refused(ask, route, name):
     status, found = ask(route, name=name)
@@ -176,6 +187,44 @@ def test_an_error_about_a_file_beside_it_names_no_folder(ask):
     assert "adapter_config.json" in str(found)
 
 
+def test_the_blocks_of_a_checkpoint_and_what_a_weighting_does_there(ask, slim_checkpoint):
+    query = {"checkpoint": slim_checkpoint, "folder": "checkpoints", "weighting": "IN01=0.5"}
+    status, found = ask("blocks", **query)
+    blocks = {block["name"]: block["mean"] for block in found["blocks"]}
+    assert (status, found["of"], found["family"]) == (200, "model", "sd15")
+    assert (blocks["IN01"], blocks["BASE"], found["text"]) == (0.5, 1.0, "IN01=0.5")
+    assert "attn2" in {part["name"] for part in found["parts"]}
+
+
+def test_without_a_model_the_blocks_are_those_of_the_loras_base(ask, slim_checkpoint):
+    for more in ({}, {"checkpoint": "gone"}, {"checkpoint": "../checkpoints/" + slim_checkpoint}):
+        status, found = ask("blocks", name="xl", **more)
+        assert (status, found["of"], found["family"]) == (200, "base", "sdxl")
+    for name in ("gooood", "../x", ""):
+        assert ask("blocks", name=name, weighting="no")[1]["of"] is None
+    assert ask("blocks", name="xl", checkpoint="x", folder="user")[0] == 400
+
+
+def test_a_wrong_weighting_is_an_answer_with_its_reason(ask):
+    status, found = ask("blocks", name="xl", weighting="IN04=0,5")
+    assert (status, found["problem"]["headline"]) == (200, "Rule '5' has no factor.")
+
+
+def test_the_norms_of_a_file(ask, loras):
+    status, found = ask("norms", name="good")
+    assert (status, found["base"]) == (200, "SD 1.5")
+    ((block, norm),) = [(each["block"], each["norm"]) for each in found["norms"]]
+    assert (block, norm) == ("IN01", pytest.approx(4 * 320.0))  # of a matrix of fours
+    large = loras / "large.safetensors"
+    large.touch()
+    os.truncate(large, (2 << 30) + 1)
+    status, found = ask("norms", name="large")
+    assert (status, found["error"]["facts"]["Most"]) == (400, str(2 << 30))
+    large.unlink()
+    assert ask("norms", name="cut")[0] == 400
+    assert ask("norms", name="gooood")[0] == 404
+
+
 def test_the_picture_beside_a_file(ask, server, loras):
     status, headers, body = get(server, f"lora_workbench/preview?name={quote('routes/good')}")
     assert (status, headers["Content-Type"], body) == (200, "image/png", PICTURE)
@@ -188,7 +237,7 @@ def test_the_picture_beside_a_file(ask, server, loras):
 
 def test_asking_writes_nothing_beside_the_files(ask, loras):
     before = sorted(path.name for path in loras.rglob("*"))
-    for route in ("loras", "lora", "pin", "verdict"):
+    for route in ("loras", "lora", "pin", "verdict", "blocks", "norms"):
         ask(route, name="good")
     assert sorted(path.name for path in loras.rglob("*")) == before
 
@@ -204,4 +253,4 @@ def test_two_copies_of_the_pack_offer_each_route_once(comfy):
     for _ in range(2):
         routes.add_routes(table, files)
     web.Application().add_routes(table)
-    assert len({route.path for route in table}) == len(table) == 6
+    assert len({route.path for route in table}) == len(table) == 8

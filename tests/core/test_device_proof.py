@@ -10,7 +10,15 @@ from lora_workbench.lora_core.patching.base_file import base_files
 from lora_workbench.lora_core.patching.ledger import MergeLedger
 
 from .accelerator import Accelerator, OnAccelerator
-from .toy_model import CHUNK_ELEMENTS, all_bits, same_bits, toy_loras, toy_plan, toy_weights
+from .toy_model import (
+    CHUNK_ELEMENTS,
+    all_bits,
+    same_bits,
+    toy_dora,
+    toy_loras,
+    toy_plan,
+    toy_weights,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +50,7 @@ def test_the_proof_sees_a_copy_up_a_copy_down_and_a_mixture():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 def test_no_weight_crosses_and_each_factor_goes_up_once(rung, dtype, generator):
     weights, flat = toy_weights(generator, dtype)
-    a, b, *_ = toy_loras(generator)
+    a, b = toy_loras(generator)[0], toy_dora("b", generator)
     base, accelerator = flat.clone(), Accelerator()
     ledger = MergeLedger({key: accelerator.put(weight) for key, weight in weights.items()}, rung)
     with accelerator:

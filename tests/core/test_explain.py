@@ -199,16 +199,11 @@ def test_a_text_encoder_lora_without_a_text_encoder_is_not_used_here():
     assert (report.tensors_used, report.verdict) == (2, FITS_IN_PART)
 
 
-@pytest.mark.parametrize("kind", ["dora", "loha", "lokr"])
+@pytest.mark.parametrize("kind", ["loha", "lokr"])
 def test_the_family_of_a_kind_that_comes_later_is_found_by_its_shapes(tables, kind):
     """A cross-attention key of 1024 columns is SD2's, whatever the kind."""
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
     factors = {
-        "dora": {
-            "lora_down.weight": (2, 1024),
-            "lora_up.weight": (320, 2),
-            "dora_scale": (1, 1024),
-        },
         "loha": {
             "hada_w1_a": (320, 2),
             "hada_w1_b": (2, 1024),

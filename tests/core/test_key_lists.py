@@ -39,19 +39,19 @@ DTYPES = {
 NOT_YET = {
     "peer_lycoris413_sd15_loha.json": ("loha", 354),
     "peer_lycoris413_sd15_lokr_factor-1.json": ("lokr", 354),
-    "peer_lycoris413_sd15_lora_dora.json": ("dora", 354),
     "peer_peft_sd15_loha_base_model_prefix.json": ("loha", 150),
-    "peer_peft_sd15_lora_full_dora_rawpeft.json": ("dora", 278),
 }
 NAMELESS = "file_cloneofsimo-lora_analog_svd_rank4.json"
 ALL_USED = {
     "file_catundchat_pytorch_lora_weights.json": 256,
     "peer_lycoris413_sd15_full_norm.json": 828,
     "peer_lycoris413_sd15_lora.json": 1062,
+    "peer_lycoris413_sd15_lora_dora.json": 1416,
     "peer_lycoris413_sd15_lora_tucker_conv.json": 1114,
     "peer_peft_sd15_lora_attn_diffusers_script.json": 256,
     "peer_peft_sd15_lora_attn_rawpeft.json": 256,
     "peer_peft_sd15_lora_attn_to_kohya.json": 384,
+    "peer_peft_sd15_lora_full_dora_rawpeft.json": 834,
     "peer_peft_sd15_te_rawpeft_transformers5.json": 96,
     "rb_sd15_kohya_add_detail.json": 792,
 }
@@ -391,15 +391,14 @@ def test_an_underscore_before_lora_down_is_read(tables):
     assert_all_used(explained(tensors, tables))
 
 
-def test_a_half_converted_dora_is_not_applied_without_its_magnitude(tables):
+def test_a_half_converted_dora_is_applied_with_its_magnitude(tables):
     """diffusers' convert_state_dict_to_kohya leaves the magnitude under a dotted name."""
     tensors = one_module()
     owner = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1"
     tensors[f"{owner}.to_q.lora_magnitude_vector"] = torch.ones(320)
     report = explained(tensors, tables)
-    assert_accounted_for(report)
-    assert {row.reason for row in report.unused} == {"dora modules are not supported yet"}
-    assert report.tensors_used == 0
+    assert_all_used(report)
+    assert [bound.part.kind for bound in report.binding.used()] == ["dora"]
 
 
 def test_an_alpha_with_a_trailing_underscore_belongs_to_its_module(tables):

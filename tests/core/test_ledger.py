@@ -306,9 +306,9 @@ def test_a_product_that_does_not_repeat_is_not_an_undo(when, weights, loras, mon
         assert set(ledger.rungs()) == {"residual"}
     delta, calls = FusedUpdate.delta, iter(range(10**9))
 
-    def noisy(self, start, stop, columns):
+    def noisy(self, start, stop, columns, base=None):
         wide = any(rank == 5 for _, _, rank in self.ranks())  # conv of the first two together
-        exact = delta(self, start, stop, columns)
+        exact = delta(self, start, stop, columns, base)
         return exact + next(calls) if wide else exact
 
     monkeypatch.setattr(FusedUpdate, "delta", noisy)

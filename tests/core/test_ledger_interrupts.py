@@ -16,7 +16,16 @@ from lora_workbench.lora_core.patching.base_file import base_files
 from lora_workbench.lora_core.patching.ledger import MergeLedger
 from lora_workbench.lora_core.stack import EMPTY_PLAN
 
-from .toy_model import CHUNK_ELEMENTS, bits, normal, toy_lora, toy_loras, toy_plan, toy_weights
+from .toy_model import (
+    CHUNK_ELEMENTS,
+    bits,
+    normal,
+    toy_dora,
+    toy_lora,
+    toy_loras,
+    toy_plan,
+    toy_weights,
+)
 
 CYCLES = int(os.environ.get("LORA_WORKBENCH_CYCLES", "1000"))
 DTYPES = {
@@ -84,7 +93,7 @@ def small_chunks(monkeypatch):
 def random_plans(generator, count=20):
     """Plans that differ in a strength, by a LoRA more or less, or in everything; empty ones too."""
     draw = random.Random(0)
-    loras = toy_loras(generator)
+    loras = (*toy_loras(generator), toy_dora("dora", generator))
     plans = [EMPTY_PLAN]
     for _ in range(count):
         chosen = draw.sample(loras, draw.randint(1, len(loras)))
@@ -157,8 +166,9 @@ TRANSITIONS = {"merge": (0, 1), "change": (1, 2), "un-merge": (2, 0)}
 @pytest.mark.parametrize(("unit", "step"), [("line", 1), ("opcode", 7)], ids=["lines", "bytecodes"])
 @pytest.mark.parametrize(("start", "goal"), TRANSITIONS.values(), ids=TRANSITIONS)
 @pytest.mark.parametrize("rung", ["full", "file", "residual"])
+@pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_every_place_in_a_small_call_can_be_interrupted(
-    rung, start, goal, unit, step, generator, tmp_path
+    kind, rung, start, goal, unit, step, generator, tmp_path
 ):
     """One fused storage of two row chunks and three views."""
     base = normal((9, 4), generator, 0.5, torch.float16)
@@ -169,6 +179,8 @@ def test_every_place_in_a_small_call_can_be_interrupted(
         toy_lora(name, ranks, generator, extras=False)
         for name, ranks in (("a", {"q": 1, "k": 2}), ("b", {"v": 2}))
     )
+    if kind == "dora":
+        second = toy_dora("b", generator, modules=("q", "v"))
     plans = [EMPTY_PLAN, toy_plan((first, 1.0)), toy_plan((first, 0.5), (second, 1.0))]
     ledger = MergeLedger(weights, rung, files)
     states = []

@@ -116,6 +116,39 @@ def toy_loras(generator):
     )
 
 
+def with_magnitudes(tensors, name, shape, generator, axis=0):
+    """``tensors`` and LyCORIS' magnitudes: norms a tenth off those of a random weight of 0.5."""
+    count, others = shape[axis], torch.Size(shape).numel() // shape[axis]
+    norms = 0.5 * others**0.5 * (1 + 0.1 * torch.randn(count, generator=generator))
+    stored = [1] * len(shape)
+    stored[axis] = count
+    return tensors | {f"{name}.dora_scale": norms.reshape(stored)}
+
+
+DORA_AXES = {"linear": 0, "conv": 1, "q": 1, "v": 0, "projection": 0}
+
+
+def toy_dora(name, generator, modules=tuple(DORA_AXES)):
+    """A LoRA of DoRA modules: both axes, a kernel, rows of a storage, and a transposed one."""
+    tensors = {}
+    for module in modules:
+        axis = DORA_AXES[module]
+        shape = TARGETS[module].weight.shape
+        thin = thin_tensors(module, shape, 2, generator)
+        tensors |= with_magnitudes(thin, module, shape, generator, axis)
+    return lora_from_tensors(name, tensors)
+
+
+def dora64(tensors, name, base):
+    """``W - W0`` of a DoRA in float64, from the definition; ``base`` as LoRA files see it."""
+    base, stored = base.double(), tensors[f"{name}.dora_scale"].double()
+    axis = 0 if stored.shape[0] == base.shape[0] else 1
+    patched = base + product64(tensors, name, tuple(base.shape))
+    others = [dim for dim in range(base.dim()) if dim != axis]
+    norm = patched.square().sum(others, keepdim=True).sqrt()
+    return patched * stored / norm - base
+
+
 def toy_plan(*pairs):
     """The plan of (lora, strength) pairs on the toy model."""
     return make_plan([StackItem(lora, strength) for lora, strength in pairs], TOY_TABLE)

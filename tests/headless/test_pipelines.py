@@ -1,5 +1,8 @@
 """LoRAs on a diffusers pipeline from Python."""
 
+import copy
+
+import peft
 import pytest
 import torch
 
@@ -7,6 +10,7 @@ import lora_workbench
 from lora_workbench.hosts.embedded.pipelines import pipeline_weights
 from lora_workbench.lora_core.errors import LoraError
 from lora_workbench.lora_core.files.write import write_safetensors
+from lora_workbench.lora_core.lora import lora_from_tensors
 from lora_workbench.lora_core.stack import StackItem
 
 from .tiny_pipeline import bits_of, lora_for, same_bits, tiny_pipeline
@@ -39,6 +43,31 @@ def test_a_stack_works_inside_the_block_and_the_base_is_back_after_it(pipe, gene
         torch.testing.assert_close(weights[key].double(), expected, rtol=0, atol=1e-7)
     assert same_bits(bits_of(pipe.unet) | bits_of(pipe.text_encoder), base)
     assert torch.equal(output_of(pipe), plain)
+
+
+def test_a_dora_that_peft_trained_works_inside_the_block(pipe, generator):
+    """PEFT merges the same adapter into the same UNet."""
+    config = peft.LoraConfig(r=2, lora_alpha=2, use_dora=True, target_modules=["to_q", "conv1"])
+    unet, plain = pipe.unet, output_of(pipe)
+    trained = peft.inject_adapter_in_model(config, copy.deepcopy(unet))
+    for name, parameter in trained.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if "lora_magnitude" in name:
+            parameter.data *= 1 + 0.1 * noise
+        elif "lora_" in name:
+            parameter.data.copy_(0.1 * noise)
+    state = peft.get_peft_model_state_dict(trained)
+    tensors = {f"unet.{key}": value.detach().clone() for key, value in state.items()}
+    pipe.unet = trained
+    expected = output_of(pipe)
+    pipe.unet, base = unet, bits_of(unet)
+    lora = lora_from_tensors("dora", tensors)
+    assert {module.kind for module in lora.modules.values()} == {"dora"}
+    with lora_workbench.applied(pipe, [StackItem(lora)]):
+        got = output_of(pipe)
+    assert (expected - plain).norm() > 1e-2 * plain.norm()
+    assert (got - expected).norm() <= 1e-5 * expected.norm()
+    assert same_bits(bits_of(pipe.unet), base)
 
 
 def test_an_error_inside_the_block_brings_the_base_back(pipe, generator):

@@ -11,10 +11,12 @@ from lora_workbench.hosts.lora_library import Library
 from lora_workbench.hosts.lora_library.error_json import error_json
 from lora_workbench.hosts.lora_library.file_cache import FileCache
 from lora_workbench.hosts.lora_library.listing import list_files
+from lora_workbench.hosts.lora_library.norms import LARGEST
 from lora_workbench.hosts.lora_library.sidecars import notes_of, preview_of, words_of
 from lora_workbench.lora_core.errors import LoraError
 from lora_workbench.lora_core.files.write import write_safetensors
 from lora_workbench.lora_core.models.architectures import checkpoint_shapes
+from lora_workbench.lora_core.weighting import Weighting
 
 from ..lora_files import text_encoder_modules, unet_modules, write_lora
 
@@ -315,6 +317,116 @@ def test_five_thousand_files_need_one_reading_of_each_folder(tmp_path, monkeypat
     monkeypatch.setattr(os, "scandir", lambda path: read.append(path) or scandir(path))
     assert [row["name"] for row in list_files(names, [tmp_path])] == names
     assert len(read) == 5
+
+
+# -- blocks and norms ----------------------------------------------------------------------------
+
+
+def names_of(found):
+    return [block["name"] for block in found["blocks"]]
+
+
+def test_blocks_are_the_models_and_else_those_of_the_loras_own_base(tmp_path, library, models):
+    path = unet_lora(tmp_path / "a.safetensors", "sdxl")
+    found = library.blocks(models["sd15"], path, "")
+    assert (found["of"], found["family"], len(found["blocks"])) == ("model", "sd15", 26)
+    assert found["blocks"][1] == {
+        "name": "IN00",
+        "targets": 2,
+        "least": 1.0,
+        "mean": 1.0,
+        "most": 1.0,
+    }
+    assert {"name": "attn2", "targets": 80} in found["parts"]
+    found = library.blocks(None, path, "")
+    assert (found["of"], found["family"], len(found["blocks"])) == ("base", "sdxl", 20)
+    found = library.blocks(None, None, "IN04=0.5")
+    assert (found["of"], found["family"], found["blocks"]) == (None, None, [])
+    assert (found["problem"], found["unmatched"]) == (None, [])
+
+
+def test_what_a_weighting_does_in_each_block(library, models):
+    found = library.blocks(models["sdxl"], None, "IN04-05=.5, attn2=0,OUT11=1")
+    blocks = {block["name"]: block for block in found["blocks"]}
+    assert (blocks["IN04"]["least"], blocks["IN04"]["most"]) == (0.0, 0.5)
+    assert (blocks["IN03"]["least"], blocks["IN03"]["most"]) == (1.0, 1.0)
+    assert found["text"] == "IN04-05=0.5, attn2=0, OUT11=1"
+    assert found["unmatched"] == ["OUT11=1"]
+
+
+def test_a_wrong_weighting_is_told_as_python_tells_it(library, models):
+    found = library.blocks(models["sdxl"], None, "attn3=0")
+    with pytest.raises(LoraError) as raised:
+        Weighting.parse("attn3=0")
+    assert found["problem"]["headline"] == raised.value.headline
+    assert found["problem"]["fix"] == raised.value.fix
+    assert len(found["blocks"]) == 20
+
+
+def write_names(path, names):
+    write_safetensors(path, {name: torch.zeros(2, 3) for name in names})
+    return path
+
+
+def test_a_model_that_no_table_knows_has_the_blocks_of_its_names(tmp_path, library):
+    names = [f"double_blocks.{n}.img_attn.qkv.weight" for n in range(2)]
+    names += [f"single_blocks.{n}.linear1.weight" for n in range(3)]
+    whole = [f"model.diffusion_model.{name}" for name in (*names, "img_in.weight")]
+    whole += ["text_encoders.t5xxl.transformer.shared.weight", "vae.encoder.conv_in.weight"]
+    for number, known in enumerate((whole, [*names, "img_in.weight", "txt_in.weight"])):
+        path = write_names(tmp_path / f"{number}.safetensors", known)
+        found = library.blocks(path, None, "D01=0")
+        assert names_of(found) == ["BASE", "D00", "D01", "S00", "S01", "S02"]
+        assert (found["of"], found["family"]) == ("model", None)
+        assert [(b["targets"], b["mean"]) for b in found["blocks"][:3]] == [(2, 1), (1, 1), (1, 0)]
+
+
+def test_a_rule_over_text_encoders_is_no_mistake_on_a_model_without_them(tmp_path, library):
+    model = hollow(tmp_path / "m.safetensors", "sd15", lambda name: "diffusion_model" in name)
+    found = library.blocks(model, None, "te=0, te2 & ff=0, IN12=0, unet & te=1, blocks.03=0")
+    assert found["problem"]["facts"]["Rule"] == "IN12=0"
+    found = library.blocks(model, None, "te=0, te2 & ff=0, unet & te=1, blocks.03=0")
+    assert found["unmatched"] == ["unet & te=1", "blocks.03=0"]
+    assert "te" not in {part["name"] for part in found["parts"]}
+
+
+def test_a_file_without_blocks_says_nothing(tmp_path, library):
+    renamed = write_names(
+        tmp_path / "a.safetensors",
+        ["single_transformer_blocks.0.proj_out.weight", "transformer_blocks.0.ff.net.2.weight"],
+    )
+    other = write_names(tmp_path / "b.safetensors", ["encoder.conv_in.weight"])
+    damaged = tmp_path / "c.safetensors"
+    damaged.write_bytes(b"x" * 100)
+    pickled = tmp_path / "d.ckpt"
+    pickled.write_bytes(b"x")
+    for path in (renamed, other, damaged, pickled):
+        assert library.blocks(path, None, "")["of"] is None
+
+
+def test_norms_are_those_of_the_loras_own_base(tmp_path, library):
+    """Of one module: up is (320, 2) ones, down (2, 320) ones, scale 4 / 2."""
+    name = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
+    tensors = {f"{name}.lora_down.weight": torch.ones(2, 320), f"{name}.alpha": torch.tensor(4.0)}
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, {**tensors, f"{name}.lora_up.weight": torch.ones(320, 2)})
+    found = library.norms(path)
+    assert found == {"base": "SD 1.5", "norms": [{"block": "IN01", "norm": 2 * 2 * 320.0}]}
+    assert library.norms(path) is found
+
+
+def test_norms_are_refused_for_a_large_file_and_for_an_unknown_base(tmp_path, library):
+    large = tmp_path / "large.safetensors"
+    large.touch()
+    os.truncate(large, LARGEST + 1)
+    with pytest.raises(LoraError, match="too large") as raised:
+        library.norms(large)
+    assert raised.value.facts["Most"] == LARGEST
+    tensors = {"lora_unet_x.lora_down.weight": torch.ones(2, 8)}
+    tensors["lora_unet_x.lora_up.weight"] = torch.ones(8, 2)
+    write_safetensors(tmp_path / "x.safetensors", tensors)
+    with pytest.raises(LoraError, match="are not known"):
+        library.norms(tmp_path / "x.safetensors")
 
 
 # -- what does not leave, and what is kept -------------------------------------------------------

@@ -54,17 +54,17 @@ def test_nodes_know_the_core_and_the_host_protocol_only(path):
     absolute, relative = imports(path)
     allowed = {"numpy", "PIL"} if path == ROOT / "nodes/charts.py" else set()
     assert not absolute & (COMFY | HEAVY) - allowed
-    assert relative <= {"lora_core", "nodes", "hosts"}
+    assert relative <= {"lora_core", "nodes", "hosts", "training"}
 
 
 @pytest.mark.parametrize("path", modules("hosts"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_hosts_know_the_core_and_no_node(path):
-    assert imports(path)[1] <= {"lora_core", "hosts", "version.py", "version"}
+    assert imports(path)[1] <= {"lora_core", "hosts", "training", "version.py", "version"}
 
 
 @pytest.mark.parametrize("path", modules("training"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_training_knows_the_core_and_no_host(path):
-    assert imports(path)[1] <= {"lora_core", "training"}
+    assert imports(path)[1] <= {"lora_core", "training", "version"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -146,6 +146,15 @@ FROZEN = {
     "LoraWorkbenchSaveModel": ["model", "clip", "vae", "filename", "dtype"],
     "LoraWorkbenchInspect": ["lora_model", "lora_stack", "model", "clip"],
     "LoraWorkbenchHooks": ["lora_stack", "schedule"],
+    "LoraWorkbenchDataset": [
+        *("folder", "resolution", "trigger_word", "default_caption", "repeats", "shuffle_tags"),
+        *("keep_tags", "caption_dropout", "flip", "crop", "buckets", "bucket_step", "masks"),
+        *("mask_folder", "regularisation", "validation"),
+    ],
+    "LoraWorkbenchTrainSettings": ["preset", "overrides", "model", "clip"],
+    "LoraWorkbenchTrain": [
+        *("model", "clip", "vae", "dataset", "settings", "seed", "retrain", "name"),
+    ],
 }
 
 

@@ -53,6 +53,24 @@ def test_a_copy_holds_the_same_tensors(host, copied):
     assert lora_of(copied(LoraModel(lora))).modules == lora.modules
 
 
+@pytest.mark.parametrize(
+    ("stored", "shape", "expected"),
+    [
+        ("x.lora_magnitude_vector", (5,), (5, 1)),
+        ("x.dora_scale", (5,), (5, 1)),
+        ("x.dora_scale", (6,), (1, 6)),
+        ("x.dora_scale", (1, 6), (1, 6)),
+    ],
+)
+def test_core_gets_the_magnitudes_of_a_dora_in_its_own_form(stored, shape, expected):
+    """ComfyUI reads ``dora_scale`` alone, and spreads a flat one over the wrong dimension."""
+    numbers = torch.arange(1.0, 1 + max(shape)).reshape(shape)
+    model = LoraModel(lora_from_tensors("a", {**TENSORS, stored: numbers}))
+    assert model.keys() == {*TENSORS, "x.dora_scale"}
+    assert torch.equal(model["x.dora_scale"], numbers.reshape(expected))
+    assert lora_of(dict(model)).modules["x"].parts[0].axis == expected.index(1) ^ 1
+
+
 def test_core_s_plain_dict_is_named_in_memory(node):
     """What TrainLoraNode gives."""
     ((entry,),) = node.execute(TENSORS, " my style ", 0.8, 0.4)

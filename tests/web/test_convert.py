@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ..workflow_examples import canvas, node
+from ..workflow_examples import INPUT_END, canvas, checkpoint, encode, lora, node, sampler, subgraph
 from .conftest import LORA
 
 CONVERT = "() => app.extensionManager.command.execute('LoraWorkbench.ConvertLoras')"
@@ -51,6 +51,7 @@ POWER_LOADER = canvas(
             {},
             "",
         ],
+        **{"Show Strengths": "Separate Model & Clip"},
     ),
     node(
         3,
@@ -97,9 +98,33 @@ def test_a_chain_of_core_loaders_is_one_node_and_one_undo_brings_it_back(convert
 def test_a_loader_whose_pack_is_missing_is_converted_from_its_values(converted):
     _, sent = converted(POWER_LOADER)
     apply = sent["LoraWorkbenchApply"]
-    assert rows_of(apply) == [(LORA, True, 0.8, 0.25), ("inks/other.pt", False, 1.5, None)]
+    assert rows_of(apply) == [(LORA, True, 0.8, 0.25), ("inks/other.pt", False, 1.5, 1)]
     assert (apply["model"], apply["clip"]) == (["1", 0], ["1", 1])
     assert sent["CLIPTextEncode"]["clip"] == ["2", 1]
+
+
+def test_a_chain_inside_a_subgraph_is_converted_and_one_undo_brings_it_back(converted):
+    loaders = [
+        lora(11, (INPUT_END, 0), (INPUT_END, 1), LORA, (0.8, 0.5)),
+        lora(12, (11, 0), (11, 1), LORA, (0.3, 0.3)),
+    ]
+    outputs = [("MODEL", "MODEL", (12, 0)), ("CLIP", "CLIP", (12, 1))]
+    inside = subgraph("conv-sub", loaders, [("model", "MODEL"), ("clip", "CLIP")], outputs)
+    sockets = [("model", "MODEL", (1, 0)), ("clip", "CLIP", (1, 1))]
+    host = node(2, "conv-sub", sockets, MODEL_AND_CLIP)
+    workflow = canvas(
+        checkpoint(1), host, encode(3, (2, 1)), sampler(4, (2, 0)), subgraphs=[inside]
+    )
+    page, sent = converted(workflow)
+    apply = sent["LoraWorkbenchApply"]
+    assert rows_of(apply) == [(LORA, True, 0.8, 0.5), (LORA, True, 0.3, None)]
+    assert (apply["model"], apply["clip"]) == (["1", 0], ["1", 1])
+    assert sent["CLIPTextEncode"]["clip"] == ["2:12", 1]
+    assert sent["KSampler"]["model"] == ["2:12", 0]
+    page.evaluate(UNDO)
+    page.wait_for_timeout(500)
+    kinds = "() => [...(app.rootGraph ?? app.graph).subgraphs.values()][0].nodes.map((n) => n.type)"
+    assert page.evaluate(kinds) == ["LoraLoader", "LoraLoader"]
 
 
 def test_published_workflows_keep_their_loras_in_order(converted, shared_data):

@@ -6,7 +6,12 @@ import math
 
 import pytest
 
+from lora_workbench.lora_core.binding import bind
+from lora_workbench.lora_core.lora import load_lora
+from lora_workbench.lora_core.models import table_for_base
 from lora_workbench.lora_core.models.architectures import checkpoint_shapes
+from lora_workbench.lora_core.norms import block_norms
+from lora_workbench.lora_core.stack import StackItem
 
 from .conftest import HEADER, LORA
 
@@ -325,6 +330,89 @@ def test_another_checkpoint_in_the_loader_is_another_verdict(editor, server):
     editor.wait("() => document.querySelector('.lw-verdict[data-level=\"ok\"]')")
 
 
+def test_an_older_answer_about_a_row_does_not_win(editor, server, request):
+    late, other = (f"{request.node.callspec.id} {base}.safetensors" for base in ("sdxl", "sd15"))
+    header_only_checkpoint(server.checkpoints / late, "sdxl")
+    header_only_checkpoint(server.checkpoints / other, "sd15")
+    held = []
+    is_late = lambda url: "/verdict?" in url and "sdxl.safetensors" in url  # noqa: E731
+    editor.page.route(is_late, lambda route: held.append(route))
+    editor.page.evaluate(WITH_CHECKPOINT, late)
+    editor.rows = named(LORA)
+    editor.page.evaluate(CHOOSE, other)
+    editor.wait("() => document.querySelector('.lw-verdict[data-level=\"ok\"]')")
+    for route in held:
+        route.continue_()
+    editor.settle()
+    editor.page.unroute(is_late)
+    assert held
+    assert editor.root.locator(".lw-verdict").get_attribute("data-level") == "ok"
+
+
+def test_a_row_that_cannot_be_pinned_says_so(editor):
+    refusal = {"error": {"headline": "The disk is full.", "fix": "make room.", "facts": {}}}
+    refuse = lambda route: route.fulfill(status=400, json=refusal)  # noqa: E731
+    editor.page.route("**/lora_workbench/pin?*", refuse)
+    editor.button("Add LoRA").click()
+    editor.page.get_by_role("option", name="style").click()
+    editor.wait(
+        "() => [...document.querySelectorAll('.lw-verdict')]"
+        ".some((line) => line.textContent.endsWith('Not pinned.'))"
+    )
+    editor.page.unroute("**/lora_workbench/pin?*")
+    editor.frontend.errors.clear()  # the browser tells of the 400 that was asked for
+    told = editor.root.locator(".lw-verdict")
+    assert "The disk is full. Fix: make room." in told.get_attribute("title")
+    assert "sha256" not in editor.rows[0]
+
+
+def test_fields_beside_the_rows_are_kept(editor):
+    value = {"version": 1, "rows": named("a", "b"), "made_by": {"tool": 1}}
+    editor.page.evaluate(SET, json.dumps(value))
+    editor.button("Remove a").click()
+    editor.button("Remove b").click()
+    kept = json.loads(editor.page.evaluate(VALUE))
+    assert kept == {"version": 1, "rows": [], "made_by": {"tool": 1}}
+
+
+def test_a_file_s_hash_is_shown_whole_and_short_and_copied(editor, server):
+    editor.rows = named(LORA)
+    editor.root.get_by_role("button", name="style", exact=True).click()
+    dialog = editor.page.get_by_role("dialog", name=LORA)
+    copy = dialog.get_by_role("button", name="Copy AutoV2")
+    copy.wait_for()
+    sha256 = hashlib.sha256((server.loras / LORA).read_bytes()).hexdigest()
+    codes = [code.inner_text() for code in dialog.locator("code").all()]
+    assert codes == [sha256, sha256[:10].upper()]
+    written = """() => { window.copied = []
+        navigator.clipboard.writeText = async (text) => window.copied.push(text) }"""
+    editor.page.evaluate(written)
+    dialog.get_by_role("button", name="Copy sha256").click()
+    copy.click()
+    assert editor.page.evaluate("() => window.copied") == codes
+
+
+def test_how_much_a_file_changes_each_block_is_asked_on_demand(editor, server):
+    asked = []
+    editor.page.on("request", lambda request: asked.append(request.url))
+    editor.rows = named(LORA)
+    editor.root.get_by_role("button", name="style", exact=True).click()
+    dialog = editor.page.get_by_role("dialog", name=LORA)
+    summary = dialog.get_by_text("How much it changes each block")
+    summary.wait_for()
+    assert not any("/norms?" in url for url in asked)
+    summary.click()
+    dialog.get_by_role("row", name="IN01").wait_for()
+    cells = dialog.get_by_role("row").filter(has=editor.page.locator(".lw-norm"))
+    told = {
+        row.locator("th").inner_text(): float(row.locator("td").last.inner_text())
+        for row in cells.all()
+    }
+    table = table_for_base("sd15")
+    norms = block_norms(StackItem(lora := load_lora(server.loras / LORA)), bind(lora, table))
+    assert told == {block: pytest.approx(norm, rel=0.01) for block, norm in norms.items()}
+
+
 def test_a_file_s_details_and_its_words_for_a_prompt(editor):
     editor.rows = named(LORA)
     editor.page.evaluate(A_PROMPT)
@@ -354,7 +442,9 @@ def test_a_missing_file_is_replaced_in_the_whole_workflow(editor):
     dialog.get_by_role("button", name="Use another file").click()
     search = editor.page.get_by_role("combobox", name="Search LoRAs")
     assert search.input_value() == "stile"
+    editor.page.locator(".lw-found li").first.wait_for()
     search.fill("style")
+    editor.page.locator(".lw-found li").first.wait_for()
     editor.page.keyboard.press("Enter")
     editor.wait(f"() => ({VALUE})().split('sha256').length === 3")
     assert [(row["name"], row["on"]) for row in editor.rows] == [(LORA, True), (LORA, False)]

@@ -4,50 +4,111 @@
 
 import { writeRows } from "../rows/rows.js";
 import { rowsOfNode } from "./foreign_rows.js";
+import { Graph } from "./graph.js";
 
 const STACKS = ["CR LoRA Stack", "LoRA Stacker", "Lora Stacker (LoraManager)"];
 const APPLIERS = ["CR Apply LoRA Stack"]; // a stack and no rows of its own
 const [APPLY, STACK] = ["LoraWorkbenchApply", "LoraWorkbenchStack"];
+const CARRIED = ["MODEL", "CLIP", "LORA_STACK"];
 const SOCKETS = {
-  [APPLY]: { inputs: ["MODEL", "CLIP", "LORA_STACK"], outputs: ["MODEL", "CLIP"] },
-  [STACK]: { inputs: ["LORA_STACK"], outputs: ["LORA_STACK"] },
+  [APPLY]: { inputs: CARRIED, outputs: ["MODEL", "CLIP"], texts: ["report", "trigger_words"] },
+  [STACK]: { inputs: ["LORA_STACK"], outputs: ["LORA_STACK"], texts: ["trigger_words", "text"] },
 };
-const MORE_OUTPUTS = { [APPLY]: ["report", "trigger_words"], [STACK]: ["trigger_words", "text"] };
+const UNUSED = ["text"]; // inputs that other packs' nodes have for their own page alone
+const GROUP = /^workflow[>/]/;
 const WIDTH = 440;
 
-// Gives `{workflow, converted}`: a new workflow, and how many nodes became ours. Nodes inside
-// subgraphs stay as they are. Links of other kinds than models and stacks are taken off.
+// Gives `{workflow, converted, driven, grouped, lost}`: a new workflow, how many nodes became ours,
+// how many stay because a link or a subgraph's widget sets their values, how many group nodes
+// with LoRA loaders stay, and how many links to texts of other packs are gone. Each subgraph
+// is converted once, where it is defined.
 export function convertLoras(workflow) {
-  const graph = new Graph(structuredClone(workflow));
+  const copy = structuredClone(workflow);
+  const subgraphs = copy.definitions?.subgraphs ?? [];
+  const counts = { converted: 0, driven: 0, grouped: groupsWithLoras(copy), lost: 0 };
+  const shown = widgetsShownOutside([copy, ...subgraphs]);
+  const convert = (saved, kind) => convertGraph(new Graph(saved), shown.get(kind), counts);
+  const result = convert(copy, null);
+  if (subgraphs.length)
+    result.definitions = {
+      ...copy.definitions,
+      subgraphs: subgraphs.map((each) => convert(each, each.id)),
+    };
+  return { workflow: result, ...counts };
+}
+
+function convertGraph(graph, shownOutside = new Set(), counts) {
   const ours = [];
   for (const node of [...graph.nodes.values()]) {
-    const isApplier = APPLIERS.includes(node.type);
-    const rows = isApplier ? [] : rowsOfNode(node);
+    const rows = APPLIERS.includes(node.type) ? [] : rowsOfNode(node);
     if (rows === null) continue;
-    const type = STACKS.includes(node.type) ? STACK : APPLY;
-    graph.replace(node, type, rows);
-    ours.push(graph.nodes.get(node.id));
+    if (shownOutside.has(String(node.id)) || isDriven(graph, node)) {
+      counts.driven += 1;
+      continue;
+    }
+    const made = { ...nodeOfOurs(node, STACKS.includes(node.type) ? STACK : APPLY), rows };
+    counts.lost += graph.replace(node, made);
+    ours.push(made);
   }
+  counts.converted += ours.length;
   for (const node of ours) if (node.type === APPLY) fuseInto(graph, node);
-  const converted = ours.length;
   for (const node of ours) seal(node);
-  return { workflow: graph.toJson(), converted };
+  return graph.toJson();
+}
+
+// Whether a link sets a value, so that the saved one does not count.
+function isDriven(graph, node) {
+  return graph.linksInto(node).some((link) => {
+    const { name, type } = node.inputs?.[link.target_slot] ?? link;
+    return !CARRIED.includes(type) && !UNUSED.includes(name);
+  });
+}
+
+// Nodes whose widgets stand on the node of their subgraph too, by the subgraph's id. (Frontends up
+// to 1.46; later ones link the widget to an input of the subgraph.)
+function widgetsShownOutside(graphs) {
+  const shown = new Map();
+  for (const { type, properties } of graphs.flatMap(({ nodes }) => nodes)) {
+    const entries = properties?.proxyWidgets;
+    if (!Array.isArray(entries)) continue;
+    const ids = shown.get(type) ?? new Set();
+    for (const [id] of entries) ids.add(String(id));
+    shown.set(type, ids);
+  }
+  return shown;
+}
+
+function groupsWithLoras({ nodes, extra }) {
+  return nodes.filter(({ type }) => {
+    const inside = GROUP.test(type) ? extra?.groupNodes?.[type.replace(GROUP, "")]?.nodes : null;
+    return inside?.some((node) => APPLIERS.includes(node.type) || rowsOfNode(node));
+  }).length;
+}
+
+function nodeOfOurs({ id, pos, order, mode, flags, size }, type) {
+  const { inputs, outputs, texts } = SOCKETS[type];
+  const socket = (kind) => ({ name: kind.toLowerCase(), type: kind });
+  const width = Math.max(size?.[0] ?? size?.["0"] ?? 0, WIDTH);
+  return {
+    ...{ id, type, pos, order, mode, flags: flags ?? {}, size: [width, 240] },
+    inputs: inputs.map((kind) => ({ ...socket(kind), link: null })),
+    outputs: [...outputs.map(socket), ...texts.map((name) => ({ name, type: "STRING" }))].map(
+      (output) => ({ ...output, links: [] }),
+    ),
+    properties: { "Node name for S&R": type, cnr_id: "comfyui-lora-workbench" },
+  };
 }
 
 // A chain of loaders is one node: rows of the one before first, as they were applied.
 function fuseInto(graph, node) {
   for (let before = chained(graph, node); before; before = chained(graph, node)) {
     node.rows = [...before.rows, ...node.rows];
-    const sources = { model: "MODEL", clip: "CLIP", lora_stack: "LORA_STACK" };
-    for (const [name, type] of Object.entries(sources)) {
+    for (const type of CARRIED) {
       const link = graph.linkInto(before, type);
-      if (name === "clip" && !graph.linkInto(node, "CLIP")) {
-        if (link) graph.unlink(link);
-        continue;
-      }
       const own = graph.linkInto(node, type);
       if (own) graph.unlink(own);
-      if (link) graph.retarget(link, node, type);
+      if (link && type === "CLIP" && !own) graph.unlink(link);
+      else if (link) graph.retarget(link, node, type);
     }
     node.pos = before.pos;
     graph.nodes.delete(before.id);
@@ -57,101 +118,17 @@ function fuseInto(graph, node) {
 // The converted node right before this one whose outputs go nowhere else, or null.
 function chained(graph, node) {
   const model = graph.linkInto(node, "MODEL");
-  const before = model && graph.nodes.get(model[1]);
+  const before = model && graph.nodes.get(model.origin_id);
   if (!before?.rows || before.type !== APPLY || before.mode || node.mode) return null;
   if (graph.linkInto(node, "LORA_STACK")) return null; // it comes between the two nodes' rows
   const clip = graph.linkInto(node, "CLIP");
-  if (clip && clip[1] !== before.id) return null;
-  const isAlone = graph.linksOutOf(before).every(([, , , to]) => to === node.id);
+  if (clip && clip.origin_id !== before.id) return null;
+  const isAlone = graph.linksOutOf(before).every(({ target_id: to }) => to === node.id);
   return isAlone ? before : null;
 }
 
 function seal(node) {
-  const { rows } = node;
+  const value = node.rows.length ? writeRows(node.rows) : "[]";
   delete node.rows;
-  const value = rows.length ? writeRows(rows) : "[]";
   node.widgets_values = node.type === APPLY ? [value, "auto", "report"] : [value];
-}
-
-// A workflow's nodes by id, and its links `[id, from, slot, to, slot, type]`.
-class Graph {
-  constructor(workflow) {
-    this.workflow = workflow;
-    this.nodes = new Map(workflow.nodes.map((node) => [node.id, node]));
-  }
-
-  linkInto(node, type) {
-    return this.workflow.links.find((link) => link[3] === node.id && link[5] === type) ?? null;
-  }
-
-  linksOutOf(node) {
-    return this.workflow.links.filter((link) => link[1] === node.id);
-  }
-
-  unlink(gone) {
-    this.workflow.links = this.workflow.links.filter((link) => link !== gone);
-  }
-
-  retarget(link, node, type) {
-    link[3] = node.id;
-    link[4] = SOCKETS[node.type].inputs.indexOf(type);
-  }
-
-  // Ours under the same id, so that links keep theirs; `rows` stand beside until they are written.
-  replace({ id, pos, order, mode, flags, size }, type, rows) {
-    const { inputs, outputs } = SOCKETS[type];
-    for (const link of [...this.workflow.links]) {
-      const [, from, , to, , kind] = link;
-      if (to === id) link[4] = inputs.indexOf(kind);
-      if (from === id) link[2] = outputs.indexOf(kind);
-      if ((to === id && link[4] < 0) || (from === id && link[2] < 0)) this.unlink(link);
-    }
-    const made = { id, type, pos, order, mode, flags: flags ?? {}, rows };
-    const width = Math.max(size?.[0] ?? size?.["0"] ?? 0, WIDTH);
-    this.nodes.set(id, {
-      ...made,
-      size: [width, 240],
-      properties: { "Node name for S&R": type, cnr_id: "comfyui-lora-workbench" },
-    });
-  }
-
-  // Sockets are written from the links, the one place that tells what is connected.
-  toJson() {
-    const nodes = [...this.nodes.values()].map((node) =>
-      SOCKETS[node.type] && !node.inputs ? this.withSockets(node) : this.relinked(node),
-    );
-    return { ...this.workflow, nodes };
-  }
-
-  withSockets(node) {
-    const { inputs, outputs } = SOCKETS[node.type];
-    const into = (type) => this.linkInto(node, type)?.[0] ?? null;
-    const out = (slot) => this.linksOutOf(node).filter((link) => link[2] === slot);
-    const names = outputs.map((type) => [type.toLowerCase(), type]);
-    const more = MORE_OUTPUTS[node.type].map((name) => [name, "STRING"]);
-    return {
-      ...node,
-      inputs: inputs.map((type) => ({ name: type.toLowerCase(), type, link: into(type) })),
-      outputs: [...names, ...more].map(([name, type], slot) => ({
-        name,
-        type,
-        links: out(slot).map(([id]) => id),
-      })),
-    };
-  }
-
-  // Another node forgets links that are gone.
-  relinked(node) {
-    const ids = new Set(this.workflow.links.map(([id]) => id));
-    return {
-      ...node,
-      inputs: node.inputs?.map((input) =>
-        input.link != null && !ids.has(input.link) ? { ...input, link: null } : input,
-      ),
-      outputs: node.outputs?.map((output) => ({
-        ...output,
-        links: output.links?.filter((id) => ids.has(id)) ?? null,
-      })),
-    };
-  }
 }

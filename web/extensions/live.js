@@ -27,7 +27,8 @@ export const live = {
     if (input?.hidden?.[NAME]) classes.add(name);
   },
 
-  setup(app) {
+  // Not in `setup`: after a reload in the midst of a run events come before that.
+  init(app) {
     api.addEventListener(EVENT, ({ detail }) => {
       if (!states.take(detail)) load(app);
       else if (detail.workflow === workflowOf(app)) show(app, detail);

@@ -13,7 +13,7 @@ import { scrollOrZoom } from "../wheel.js";
 
 const PREFIX = "LoraWorkbench";
 const NAME = "lora_workbench_report";
-const TALKING = ["Apply", "Merge", "Unmerge", "SaveModel", "Inspect", "Hooks"];
+const TALKING = ["Apply", "Merge", "Unmerge", "SaveModel", "Inspect", "Hooks", "Dataset", "TrainSettings", "Train"];
 const HEIGHT = 90; // at least; this and the sizes below in the canvas's pixels
 const ROOM_FOR_TEXT = [420, 110]; // width of a fresh node with a panel, and what it gets more
 const ROOM_FOR_TITLE = 320;

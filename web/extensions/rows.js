@@ -4,11 +4,14 @@ import { api } from "../comfy.js";
 import { showDetails } from "../rows/details.js";
 import { RowEditor } from "../rows/editor.js";
 import { pickLoras } from "../rows/picker.js";
+import { newRow } from "../rows/rows.js";
 import { keepShown } from "../keep_shown.js";
+import { say } from "../messages.js";
 import { checkpointOf } from "../rows/upstream.js";
 import { Verdicts } from "../rows/verdicts.js";
 import { withWord } from "../rows/words.js";
 import { ask, previewAddress } from "../server.js";
+import { settingOf } from "../settings.js";
 import { rememberForUndo } from "../undo.js";
 import { scrollOrZoom } from "../wheel.js";
 
@@ -19,6 +22,7 @@ const [LEAST, MOST] = [110, 420]; // height of the list in the canvas's pixels
 const WIDTH = 440;
 const editors = new WeakMap(); // by node
 const verdicts = new Verdicts((query) => ask("verdict", query));
+const blocks = new Verdicts((query) => ask("blocks", query));
 
 export const rows = {
   name: "loraWorkbench.rows",
@@ -30,14 +34,25 @@ export const rows = {
 
   // Another checkpoint in a loader upstream is such a change; verdicts that are known cost nothing.
   setup(app) {
-    api.addEventListener("graphChanged", () => {
-      for (const { node } of allNodes(app)) editors.get(node)?.refreshVerdicts();
-    });
+    api.addEventListener("graphChanged", () => refreshVerdicts(app));
+  },
+
+  // An undo builds the nodes anew; the focus goes to where it was.
+  beforeConfigureGraph(data, missing, app) {
+    const found = [...allNodes(app)].find(({ node }) => editors.get(node)?.focused);
+    this.left = found && { id: found.node.id, focused: editors.get(found.node).focused };
+  },
+
+  afterConfigureGraph(missing, app) {
+    const { id, focused } = this.left ?? {};
+    const found = [...allNodes(app)].find(({ node }) => node.id === id && editors.has(node));
+    if (found) focusOnceShown(editors.get(found.node), focused);
   },
 
   // The R key: files were added, taken away or replaced.
   refreshComboInNodes() {
     verdicts.forget();
+    blocks.forget();
   },
 
   getCustomWidgets(app) {
@@ -45,14 +60,31 @@ export const rows = {
   },
 };
 
+export function editorOf(node) {
+  return editors.get(node);
+}
+
+// Every file is read again, also where nothing seems to have changed.
+export function recheck(app) {
+  verdicts.forget();
+  refreshVerdicts(app);
+}
+
+function refreshVerdicts(app) {
+  for (const { node } of allNodes(app)) editors.get(node)?.refreshVerdicts();
+}
+
 function rowsWidget(app, node, name, [, { default: initial }]) {
   const editor = new RowEditor({
-    pick,
+    pick: () => pick(app),
+    newRow: (lora) => addedRow(app, lora),
     details: (row) => showDetails(row, detailsHost(app)),
     pin: (lora) => ask("pin", { name: lora }),
     verdict: (row) => verdicts.of(row, checkpointOf(node)),
+    blocks: (row) => blocks.of(row, checkpointOf(node), { weighting: row.weighting }),
     onchange: () => fit(node, widget),
     onfinish: () => rememberForUndo(app),
+    onresize: () => fit(node, widget),
   });
   const height = () => Math.min(Math.max(editor.height, LEAST), MOST);
   const widget = node.addDOMWidget(name, WIDGET, editor.root, {
@@ -73,26 +105,39 @@ function rowsWidget(app, node, name, [, { default: initial }]) {
   return widget;
 }
 
+// Nodes 2.0 puts the element into the page some frames later, and may do so twice.
+function focusOnceShown(editor, focused, frames = 20) {
+  if (document.activeElement === document.body) editor.focus(...focused);
+  if (frames) requestAnimationFrame(() => focusOnceShown(editor, focused, frames - 1));
+}
+
 function detailsHost(app) {
   return {
     facts: ({ name, sha256, size }) => ask("lora", { name, sha256, size }),
+    pin: ({ name, sha256, size }) => ask("pin", { name, sha256, size }),
+    norms: ({ name, sha256, size }) => ask("norms", { name, sha256, size }),
     preview: previewAddress,
     targets: () => wordTargets(app),
     relink: ({ name }) => relink(app, name),
   };
 }
 
-function pick(query) {
+function pick(app, query) {
   return pickLoras(
     ask("loras").then(({ loras }) => loras),
-    previewAddress,
+    settingOf(app, "Files.Pictures") ? previewAddress : null,
     query,
   );
 }
 
+function addedRow(app, name) {
+  const model = settingOf(app, "Rows.NewStrength");
+  return newRow(name, settingOf(app, "Rows.SeparateClip") ? { model, clip: model } : { model });
+}
+
 // Every node of the workflow that has rows with this file gets the other one.
 async function relink(app, name) {
-  const [other] = await pick(baseName(name));
+  const [other] = await pick(app, baseName(name));
   if (!other) return;
   for (const { node } of allNodes(app)) editors.get(node)?.replace(name, other);
 }
@@ -115,7 +160,7 @@ function wordTargets(app) {
         },
       })),
   );
-  return [{ label: "the clipboard", take: (word) => navigator.clipboard.writeText(word) }, ...texts];
+  return [{ label: say("clipboard"), take: (word) => navigator.clipboard.writeText(word) }, ...texts];
 }
 
 function fit(node, widget) {

@@ -20,7 +20,7 @@ export class LivePanel {
     this.keep = button("Stop and keep", "End now, with what there is", () => this.onKeep());
     this.stop = button("Stop", "Interrupt the run; nothing is kept", () => host.stop(this.state));
     this.chart = new Chart();
-    this.strip = element("ul", { class: "lw-strip", "aria-label": "Pictures" });
+    this.strip = element("ul", { class: "lw-pictures", "aria-label": "Pictures" });
     const buttons = element("div", { class: "lw-live-top" }, this.bar, this.keep, this.stop);
     const parts = [buttons, this.status, this.line, this.chart.root, this.strip];
     const attributes = { class: "lw-live", role: "group", "aria-label": "Live panel" };

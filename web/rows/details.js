@@ -1,12 +1,16 @@
 // What a file is: picture, facts, the words it was trained with, and its metadata.
 import { openDialog } from "./dialog.js";
 import { element } from "./element.js";
+import { fileHash } from "./file_hash.js";
+import { normsChart } from "./norms_chart.js";
 
 const MEGABYTE = 1e6;
 
 // Args:
 //   row: the row whose file is shown.
 //   host.facts(row): a promise of the facts of its file.
+//   host.pin(row): a promise of `{sha256}` of its file.
+//   host.norms(row): a promise of `{base, norms: [{block, norm}]}`.
 //   host.preview(name): the address of its picture.
 //   host.targets(): where a word can go, as `[{label, isChosen, take(word)}]`.
 //   host.relink(row): choose another file for the row, wherever it is used.
@@ -29,20 +33,22 @@ export function showDetails(row, host) {
     const buttons = element("div", { class: "lw-searchline lw-end" }, replace, close);
     const dialog = openDialog(row.name, resolve, body, buttons);
     host.facts(row).then(
-      (facts) => body.replaceChildren(...content(facts, host)),
+      (facts) => body.replaceChildren(...content(row, facts, host)),
       (error) => body.replaceChildren(element("h2", {}, row.name), told(error)),
     );
     close.focus();
   });
 }
 
-function* content(facts, host) {
+function* content(row, facts, host) {
   yield element("h2", {}, facts.title || facts.name);
   if (facts.preview)
     yield element("img", { class: "lw-picture", alt: "", src: host.preview(facts.name) });
   yield table(Object.entries(inWords(facts)));
+  yield fileHash(() => host.pin(row));
   if (facts.words.length) yield* words(facts.words, host);
   if (facts.notes) yield element("pre", { class: "lw-notes" }, facts.notes);
+  yield normsChart(() => host.norms(row), told);
   const metadata = Object.entries(facts.metadata);
   if (metadata.length) {
     const summary = element("summary", {}, `Metadata (${metadata.length})`);

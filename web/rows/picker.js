@@ -1,12 +1,13 @@
 // A dialog to choose LoRA files: type to search, arrows and Enter, several at once with Space.
 import { openDialog } from "./dialog.js";
+import { say } from "../messages.js";
 import { element } from "./element.js";
 import { foldersOf, search } from "./search.js";
 
 const SHOWN = 200;
 
 // Gives the chosen names, [] when the dialog is closed. `files` is a promise of `[{name}]`;
-// `preview(name)` the address of its picture; `query` what is searched for at first.
+// `preview(name)` the address of its picture, or null for none; `query` what is searched for at first.
 export function pickLoras(files, preview, query = "") {
   return new Promise((resolve) => new Picker(files, preview, resolve).open(query));
 }
@@ -28,8 +29,8 @@ class Picker {
       type: "text", // Escape would only clear a search field
       class: "lw-search",
       value: query,
-      placeholder: "Search LoRAs",
-      "aria-label": "Search LoRAs",
+      placeholder: say("filesSearch"),
+      "aria-label": say("filesSearch"),
       role: "combobox",
       "aria-expanded": "true",
       "aria-controls": "lw-found",
@@ -39,7 +40,7 @@ class Picker {
       onkeydown: (event) => this.onKey(event),
     });
     this.folder = element("select", {
-      "aria-label": "Folder",
+      "aria-label": say("filesFolder"),
       class: "lw-folder",
       onchange: () => this.render(0),
     });
@@ -47,17 +48,17 @@ class Picker {
       id: "lw-found",
       class: "lw-found",
       role: "listbox",
-      "aria-label": "LoRA files",
+      "aria-label": say("filesList"),
       "aria-multiselectable": "true",
     });
-    this.told = element("p", { class: "lw-told", role: "status" }, "Loading the list of LoRAs ...");
+    this.told = element("p", { class: "lw-told", role: "status" }, say("filesLoading"));
     this.add = element(
       "button",
       { type: "button", class: "lw-add", onclick: () => this.finish(this.chosen()) },
-      "Add",
+      say("filesAdd"),
     );
     this.dialog = openDialog(
-      "Add LoRAs",
+      say("filesTitle"),
       () => this.resolve([...this.taken]),
       element("div", { class: "lw-searchline" }, this.input, this.folder),
       this.list,
@@ -75,7 +76,7 @@ class Picker {
   fill(files) {
     this.byName = new Map(files.map((file) => [file.name, file]));
     this.names = files.map(({ name }) => name);
-    this.folder.append(element("option", { value: "" }, "All folders"));
+    this.folder.append(element("option", { value: "" }, say("filesAllFolders")));
     for (const folder of foldersOf(this.names))
       this.folder.append(element("option", { value: folder }, folder));
     this.render(0);
@@ -88,15 +89,15 @@ class Picker {
     this.shown = search(names, this.input.value, SHOWN);
     this.list.replaceChildren(...this.shown.map((name, index) => this.option(name, index)));
     const more = names.length > this.shown.length && this.shown.length === SHOWN;
-    this.told.textContent = this.names.length
-      ? `${this.shown.length}${more ? ` of ${names.length}` : ""} found; Space marks several`
-      : "There are no files in the LoRA folders.";
+    const found = { count: this.shown.length, all: names.length };
+    if (!this.names.length) this.told.textContent = say("filesNone");
+    else this.told.textContent = say(more ? "filesFoundOf" : "filesFound", found);
     this.moveTo(at);
   }
 
   option(name, index) {
     const parts = name.replaceAll("\\", "/").split("/");
-    const picture = this.byName.get(name).preview
+    const picture = this.preview && this.byName.get(name).preview
       ? element("img", { class: "lw-thumb", loading: "lazy", alt: "", src: this.preview(name) })
       : element("span", { class: "lw-thumb" });
     return element(
@@ -123,7 +124,8 @@ class Picker {
     if (option) this.input.setAttribute("aria-activedescendant", option.id);
     else this.input.removeAttribute("aria-activedescendant");
     this.add.disabled = !this.chosen().length;
-    this.add.textContent = this.marked.size > 1 ? `Add ${this.marked.size}` : "Add";
+    const count = this.marked.size;
+    this.add.textContent = count > 1 ? say("filesAddSeveral", { count }) : say("filesAdd");
   }
 
   mark(index) {

@@ -1,7 +1,10 @@
 // The rows value of Apply LoRAs and LoRA Stack: text in, rows out, and what a user does to them.
 //
 // A row is `{on, name, model, clip?, weighting?, sha256?, size?}`; fields that this version does not
-// know are kept. Rows are never changed in place: each function returns a new list.
+// know are kept, in a row and beside the rows. Rows are never changed in place: each function gives
+// a new list.
+
+import { say } from "../messages.js";
 
 export const VERSION = 1;
 export const STRENGTH_LIMIT = 100; // as core's LoRA loaders
@@ -12,13 +15,18 @@ const EMPTY = /^\[\s*\]|\[\s*\]$/g; // what a fresh node holds may stand beside 
 // Text as nodes/rows.py reads it: versioned JSON, a bare list, or `<lora:name:1:0.8>` lines.
 // Throws an Error in words for anything else, so that nobody's text is lost.
 export function parseRows(text) {
-  const value = text.trim().replace(EMPTY, "").trim();
-  if (!value) return [];
-  return /^[[{]/.test(value) ? rowsOfJson(value) : rowsOfTags(value);
+  return readRows(text).rows;
 }
 
-export function writeRows(rows) {
-  return JSON.stringify({ version: VERSION, rows });
+// The rows, and in `others` the fields that stand beside them.
+export function readRows(text) {
+  const value = text.trim().replace(EMPTY, "").trim();
+  if (!value) return { rows: [], others: {} };
+  return /^[[{]/.test(value) ? ofJson(value) : { rows: rowsOfTags(value), others: {} };
+}
+
+export function writeRows(rows, others = {}) {
+  return JSON.stringify({ version: VERSION, rows, ...others });
 }
 
 // One `<lora:name:model:clip>` a line; rows that are off and weightings are left out.
@@ -91,38 +99,35 @@ export function showStrength(value) {
   return Number(shown) === value ? shown : String(value); // what a file says is shown whole
 }
 
-function rowsOfJson(text) {
+function ofJson(text) {
   let data;
   try {
     data = JSON.parse(text);
   } catch {
-    throw new Error("The rows are not JSON.");
+    throw new Error(say("rowsNoJson"));
   }
   data = data.__value__ ?? data; // as API clients wrap a list
-  if (!Array.isArray(data)) {
-    const version = data.version ?? VERSION;
-    if (version !== VERSION) throw new Error(`The rows were written by version ${version}.`);
-    data = data.rows ?? [];
-  }
-  if (!Array.isArray(data)) throw new Error("The rows are not a list.");
-  return data.map(checkedRow);
+  const { version = VERSION, rows = [], ...others } = Array.isArray(data) ? { rows: data } : data;
+  if (version !== VERSION) throw new Error(say("rowsNewer", { version }));
+  if (!Array.isArray(rows)) throw new Error(say("rowsNoList"));
+  return { rows: rows.map(checkedRow), others };
 }
 
 function checkedRow(item, index) {
-  if (typeof item?.name !== "string") throw new Error(`Row ${index + 1} has no name.`);
+  if (typeof item?.name !== "string") throw new Error(say("rowNoName", { row: index + 1 }));
   const row = newRow(item.name, item);
   const wrong = ["model", "clip"].find((key) => row[key] != null && typeof row[key] !== "number");
-  if (wrong) throw new Error(`Row ${index + 1}: ${wrong} is not a number.`);
+  if (wrong) throw new Error(say("rowNotNumber", { row: index + 1, field: wrong }));
   for (const key of ["clip", "weighting", "sha256", "size"]) if (row[key] === null) delete row[key];
   return row;
 }
 
 function rowsOfTags(text) {
   const rest = text.replace(TAG, "").replace(/[\s,]+/g, "");
-  if (rest) throw new Error(`Not understood: ${rest.slice(0, 40)}`);
+  if (rest) throw new Error(say("rowsNotUnderstood", { text: rest.slice(0, 40) }));
   return [...text.matchAll(TAG)].map(([tag, name, model, clip]) => {
     const strengths = [model || "1", clip || model || "1"].map(readNumber);
-    if (strengths.includes(null)) throw new Error(`${tag}: the strength is not a number.`);
+    if (strengths.includes(null)) throw new Error(say("tagNotNumber", { tag }));
     return newRow(name.trim(), { model: strengths[0], ...(clip ? { clip: strengths[1] } : {}) });
   });
 }

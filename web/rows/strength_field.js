@@ -1,8 +1,10 @@
 // A strength that is typed, dragged sideways, turned with the wheel, or stepped with the arrows.
+import { app } from "../comfy.js";
+import { say } from "../messages.js";
+import { settingOf } from "../settings.js";
 import { element } from "./element.js";
 import { readStrength, showStrength } from "./rows.js";
 
-const STEP = 0.05;
 const FINE_STEP = 0.01; // with Shift
 const DRAG_STARTS = 3; // pixels
 const PIXELS_A_STEP = 4;
@@ -14,7 +16,7 @@ export function strengthField(label, value, onchange, onfinish) {
     type: "text",
     inputmode: "decimal",
     role: "spinbutton",
-    title: `${label}: type, drag sideways, or use the arrows and the wheel (Shift: fine)`,
+    title: say("strengthHelp", { name: label }),
     "aria-label": label,
   });
   let current = value;
@@ -27,7 +29,7 @@ export function strengthField(label, value, onchange, onfinish) {
     show();
   };
   const stepped = (steps, event) =>
-    set(readStrength(current + steps * (event.shiftKey ? FINE_STEP : STEP)));
+    set(readStrength(current + steps * stepOf(event)));
 
   input.addEventListener("change", () => {
     set(readStrength(input.value));
@@ -39,10 +41,10 @@ export function strengthField(label, value, onchange, onfinish) {
       event.preventDefault();
       stepped(steps, event);
       onfinish();
-    } else if (event.key === "Enter") input.blur();
+    } else if (event.key === "Enter") input.select(); // the browser tells of the change
     else if (event.key === "Escape") {
       show();
-      input.blur();
+      input.select();
     }
   });
   input.addEventListener("wheel", (event) => {
@@ -57,10 +59,19 @@ export function strengthField(label, value, onchange, onfinish) {
   return input;
 }
 
+function isBeingTyped(input) {
+  const isWhole = input.selectionStart === 0 && input.selectionEnd === input.value.length;
+  return document.activeElement === input && !isWhole;
+}
+
+function stepOf({ shiftKey }) {
+  return shiftKey ? FINE_STEP : settingOf(app, "Rows.StrengthStep");
+}
+
 function dragged(input, value, set, onfinish) {
   let start = null;
   input.addEventListener("pointerdown", (event) => {
-    if (event.button === 0 && document.activeElement !== input)
+    if (event.button === 0 && !isBeingTyped(input))
       start = { x: event.clientX, value: value(), moved: false };
   });
   input.addEventListener("pointermove", (event) => {
@@ -69,8 +80,7 @@ function dragged(input, value, set, onfinish) {
     if (!start.moved && Math.abs(distance) < DRAG_STARTS) return;
     if (!start.moved) input.setPointerCapture(event.pointerId);
     start.moved = true;
-    const step = event.shiftKey ? FINE_STEP : STEP;
-    set(readStrength(start.value + Math.round(distance / PIXELS_A_STEP) * step));
+    set(readStrength(start.value + Math.round(distance / PIXELS_A_STEP) * stepOf(event)));
   });
   input.addEventListener("pointerup", () => {
     if (start?.moved) {

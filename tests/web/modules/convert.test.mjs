@@ -3,9 +3,12 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { convertLoras } from "../../../web/convert/convert.js";
+import { told } from "../../../web/convert/told.js";
 import { rowsOfNode } from "../../../web/convert/foreign_rows.js";
 
-const rowsOf = (type, values) => rowsOfNode({ type, widgets_values: values });
+const rowsOf = (type, values, properties) =>
+  rowsOfNode({ type, widgets_values: values, properties });
+const SEPARATE = { "Show Strengths": "Separate Model & Clip" };
 const briefly = (rows) => rows.map(({ name, model, clip, on }) => [name, model, clip ?? model, on]);
 
 test("rows of each pack's saved values", () => {
@@ -24,8 +27,15 @@ test("rows of each pack's saved values", () => {
         {},
         "",
       ],
-      [["x/a.pt", 0.8, 1, true], ["b.pt", 0.25, 0.25, false]],
+      [["x/a.pt", 0.8, 1, true], ["b.pt", 0.25, 1, false]],
+      SEPARATE,
     ],
+    [
+      "Power Lora Loader (rgthree)",
+      [{ on: true, lora: "a.pt", strength: 0.8, strengthTwo: 0.1 }], // not shown, so not sent
+      [["a.pt", 0.8, 0.8, true]],
+    ],
+    ["CR Load LoRA", ["Off", "a.pt", 1, 0.5], [["a.pt", 1, 0.5, false]]],
     [
       "CR LoRA Stack",
       ["On", "a.pt", 1, 0.5, "Off", "b.pt", 2, 2, "On", "None", 1, 1],
@@ -43,14 +53,15 @@ test("rows of each pack's saved values", () => {
       [["a", 0.5, 1, false]],
     ],
   ];
-  for (const [type, values, wanted] of cases)
-    assert.deepEqual(briefly(rowsOf(type, values)), wanted, type);
+  for (const [type, values, wanted, properties] of cases)
+    assert.deepEqual(briefly(rowsOf(type, values, properties)), wanted, type);
 });
 
 test("a node that is no LoRA node has no rows", () => {
   assert.equal(rowsOf("KSampler", [1]), null);
   assert.equal(rowsOf("constructor", []), null);
   assert.equal(rowsOfNode({ type: "LoraLoader" }), null);
+  assert.equal(rowsOf("LoRA Stacker", ["a.pt", 0.5, "b.pt", 0.5, "None", 1]), null); // of 2023
 });
 
 // Nodes as `[id, type, values]`, links as `[from, slot, to, slot, type]`.
@@ -117,13 +128,14 @@ test("a muted loader in a chain keeps its mode and a node of its own", () => {
 });
 
 test("a stack and the node that applies it become ours; the help text's link is gone", () => {
-  const { workflow, converted } = convertLoras(
+  const { workflow, converted, lost } = convertLoras(
     workflowOf(
       [[1, "CR LoRA Stack", ["On", "a", 1, 1]], [2, "CR Apply LoRA Stack", []], [3, "ShowText", []], END],
       [[1, 0, 2, 2, "LORA_STACK"], [1, 1, 3, 0, "STRING"], [2, 0, 9, 0, "MODEL"], [2, 1, 9, 1, "CLIP"]],
     ),
   );
   assert.equal(converted, 2);
+  assert.equal(lost, 1);
   assert.deepEqual(workflow.nodes.map(({ type }) => type), [
     "LoraWorkbenchStack", "LoraWorkbenchApply", "ShowText", "KSampler",
   ]);
@@ -138,4 +150,99 @@ test("nodes of ours and of nobody's are left alone", () => {
   );
   assert.equal(converted, 0);
   assert.deepEqual(workflow.nodes[0].widgets_values, ["[]", "auto", "report"]);
+});
+
+// --- subgraphs -------------------------------------------------------------------------------
+
+const loader = (id, links, more = {}) => ({
+  ...{ id, type: "LoraLoaderModelOnly", mode: 0, pos: [0, 0], order: id, properties: {} },
+  inputs: [
+    { name: "model", type: "MODEL", link: links[0] },
+    { name: "strength_model", type: "FLOAT", widget: { name: "strength_model" }, link: null },
+  ],
+  outputs: [{ name: "MODEL", type: "MODEL", links: [links[1]] }],
+  widgets_values: [`${id}.pt`, 0.5],
+  ...more,
+});
+const link = (id, from, to, type = "MODEL", slot = 0, origin = 0) => ({
+  ...{ id, type, origin_id: from, origin_slot: origin, target_id: to, target_slot: slot },
+});
+
+// Two loaders in a row, from the subgraph's input to its output.
+function definition(nodes = [loader(1, [1, 2]), loader(2, [2, 3])], more = []) {
+  return {
+    id: "u-u-i-d",
+    inputs: [
+      { id: "a", name: "model", type: "MODEL", linkIds: [1] },
+      { id: "c", name: "strength", type: "FLOAT", linkIds: more.map(({ id }) => id) },
+    ],
+    outputs: [{ id: "b", name: "MODEL", type: "MODEL", linkIds: [3] }],
+    nodes,
+    links: [link(1, -10, 1), link(2, 1, 2), link(3, 2, -20), ...more],
+  };
+}
+
+function around(subgraph, properties = {}) {
+  const host = { id: 5, type: subgraph.id, inputs: [], outputs: [], properties };
+  return { nodes: [host], links: [], definitions: { subgraphs: [subgraph] } };
+}
+
+test("a chain inside a subgraph is one node, still between its input and its output", () => {
+  const { workflow, converted } = convertLoras(around(definition()));
+  const [inside] = workflow.definitions.subgraphs;
+  assert.equal(converted, 2);
+  assert.deepEqual(inside.nodes.map(briefNode).map(([id, type]) => [id, type]), [
+    [2, "LoraWorkbenchApply"],
+  ]);
+  assert.deepEqual(namesIn(inside.nodes[0].widgets_values[0]), ["1.pt", "2.pt"]);
+  assert.deepEqual(inside.links, [link(1, -10, 2), link(3, 2, -20)]);
+  assert.deepEqual(inside.inputs[0].linkIds, [1]);
+  assert.deepEqual(inside.outputs[0].linkIds, [3]);
+  assert.equal(inside.nodes[0].inputs[0].link, 1);
+  assert.deepEqual(inside.nodes[0].outputs[0].links, [3]);
+  assert.equal(workflow.nodes[0].type, "u-u-i-d");
+});
+
+test("a loader whose strength the subgraph's input sets stays", () => {
+  const subgraph = definition(undefined, [link(4, -10, 2, "FLOAT", 1, 1)]);
+  const { workflow, converted, driven } = convertLoras(around(subgraph));
+  assert.deepEqual([converted, driven], [1, 1]);
+  const [first, second] = workflow.definitions.subgraphs[0].nodes;
+  assert.deepEqual([first.type, second.type], ["LoraWorkbenchApply", "LoraLoaderModelOnly"]);
+  assert.equal(second.inputs[1].link, 4);
+});
+
+test("a loader whose strength stands on the subgraph's node stays, and so does that widget", () => {
+  const proxyWidgets = [["2", "strength_model"]];
+  const { workflow, driven } = convertLoras(around(definition(), { proxyWidgets }));
+  assert.equal(driven, 1);
+  assert.deepEqual(workflow.nodes[0].properties.proxyWidgets, proxyWidgets);
+  assert.equal(workflow.definitions.subgraphs[0].nodes[1].type, "LoraLoaderModelOnly");
+});
+
+test("a subgraph used twice is converted once", () => {
+  const twice = around(definition());
+  twice.nodes.push({ ...twice.nodes[0], id: 6 });
+  assert.equal(convertLoras(twice).converted, 2);
+});
+
+test("links saved as arrays or as objects stay what they were", () => {
+  const root = { nodes: [loader(1, [1, 2])], links: [link(1, 9, 1), link(2, 1, 8)] };
+  assert.deepEqual(convertLoras(root).workflow.links, root.links);
+});
+
+test("group nodes stay and are counted", () => {
+  const nodes = [{ id: 1, type: "workflow>mine", inputs: [], outputs: [], widgets_values: ["a"] }];
+  const inside = [{ type: "LoraLoader", widgets_values: ["a", 1, 1] }];
+  const before = { nodes, links: [], extra: { groupNodes: { mine: { nodes: inside } } } };
+  const { workflow, converted, grouped } = convertLoras(before);
+  assert.deepEqual([converted, grouped], [0, 1]);
+  assert.deepEqual(workflow, before);
+});
+
+test("a notice tells what stays", () => {
+  assert.equal(told({ converted: 3, driven: 0, grouped: 0, lost: 0 }).summary, "3 LoRA nodes converted");
+  const notice = told({ converted: 1, driven: 2, grouped: 0, lost: 1 });
+  assert.equal(notice.severity, "warn");
+  assert.match(notice.detail, /^2 nodes stay.* 1 link to/);
 });

@@ -93,3 +93,11 @@ test("strengths are read with a point or a comma, rounded and bounded", () => {
   for (const [text, value] of cases) assert.equal(rows.readStrength(text), value);
   for (const text of ["", "x", "NaN", "1 2"]) assert.equal(rows.readStrength(text), null);
 });
+
+test("fields beside the rows are kept, and written after them", () => {
+  const text = '{"version":1,"rows":[{"name":"a"}],"made_by":"x"}';
+  const { rows: list, others } = rows.readRows(text);
+  assert.deepEqual(others, { made_by: "x" });
+  assert.deepEqual(JSON.parse(rows.writeRows(list, others)), { version: 1, rows: list, made_by: "x" });
+  assert.deepEqual(rows.readRows("<lora:a:1>").others, {});
+});

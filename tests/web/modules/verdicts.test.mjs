@@ -26,3 +26,19 @@ test("a failed question is asked again", async () => {
   await assert.rejects(verdicts.of({ name: "a" }, null));
   assert.equal(await verdicts.of({ name: "a" }, null), "ok");
 });
+
+test("few questions at once, each one answered", async () => {
+  let [running, most] = [0, 0];
+  const verdicts = new Verdicts(async ({ name }) => {
+    most = Math.max(most, (running += 1));
+    await new Promise((done) => setTimeout(done));
+    running -= 1;
+    if (name === "5") throw new Error("no");
+    return name;
+  });
+  const asked = Array.from({ length: 50 }, (_, n) => verdicts.of({ name: String(n) }, null));
+  const told = await Promise.allSettled(asked);
+  assert.equal(most, 3);
+  assert.deepEqual(told.filter(({ status }) => status === "rejected").length, 1);
+  assert.equal(told.at(-1).value, "49");
+});

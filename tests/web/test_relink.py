@@ -1,0 +1,146 @@
+"""An opened workflow whose LoRA files are missing here, or lie here under another name."""
+
+import hashlib
+import json
+
+import pytest
+
+from ..lora_files import unet_modules, write_lora
+from ..workflow_examples import canvas, node, subgraph
+from .conftest import LORA
+
+APPLY, STACK = "LoraWorkbenchApply", "LoraWorkbenchStack"
+KNOWN, WINDOWS = "relink/known.safetensors", "relink/os.safetensors"
+OPEN = """async (text) => {
+    await app.loadGraphData(JSON.parse(text))
+    const frame = () => new Promise((done) => setTimeout(() => requestAnimationFrame(done)))
+    await frame()
+    await frame()
+}"""
+ROWS = """() => {
+    const graphs = [app.rootGraph ?? app.graph]
+    graphs.push(...graphs[0].subgraphs.values())
+    const texts = graphs.flatMap((graph) => graph.nodes).flatMap(({ widgets }) => widgets ?? [])
+        .filter(({ name }) => name === "rows").map(({ value }) => value)
+    return texts.map((text) => JSON.parse(text)).flatMap((value) => value.rows ?? value)
+}"""
+FIND = "() => app.extensionManager.command.execute('LoraWorkbench.FindFiles')"
+UNDO = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.undo()"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pins(server):
+    """Two more files; size and hash of each."""
+    found = {}
+    for alpha, name in enumerate((KNOWN, WINDOWS), start=2):
+        path = server.loras / name
+        path.parent.mkdir(exist_ok=True)
+        write_lora(path, unet_modules("sd15")[:3], {}, alpha=float(alpha))
+        data = path.read_bytes()
+        found[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return found
+
+
+def rows_node(number, kind, *rows):
+    values = [json.dumps({"version": 1, "rows": [{"on": True, "model": 1, **row} for row in rows]})]
+    if kind == STACK:
+        inputs = [("lora_stack", "LORA_STACK", None)]
+        return node(number, kind, inputs, ("LORA_STACK", "STRING", "STRING"), values)
+    inputs = [(name.lower(), name, None) for name in ("MODEL", "CLIP", "LORA_STACK")]
+    outputs = ("MODEL", "CLIP", "STRING", "STRING")
+    return node(number, kind, inputs, outputs, [*values, "auto", "report"])
+
+
+def with_subgraph(*nodes, inside):
+    made = subgraph("relink-sub", [inside], (), [("out", "LORA_STACK", (inside["id"], 0))])
+    return canvas(*nodes, node(30, "relink-sub", (), ("LORA_STACK",)), subgraphs=[made])
+
+
+class Opened:
+    """A workflow as the canvas shows it, and the panel beside it."""
+
+    def __init__(self, frontend):
+        self.page = frontend.page
+        self.page.set_default_timeout(20_000)
+        self.panel = self.page.get_by_role("region", name="LoRA files of this workflow")
+
+    def open(self, workflow):
+        self.page.evaluate(OPEN, json.dumps(workflow))
+        return self
+
+    @property
+    def names(self):
+        return [row["name"] for row in self.page.evaluate(ROWS)]
+
+    def wait_for(self, names):
+        for _ in range(200):
+            if self.names == names:
+                return
+            self.page.wait_for_timeout(50)
+        pytest.fail(f"never {names}, but {self.names}")
+
+    def button(self, name):
+        return self.panel.get_by_role("button", name=name)
+
+
+@pytest.fixture
+def opened(shown):
+    yield Opened(shown)
+    shown.page.evaluate("() => document.querySelectorAll('.lw-relink').forEach((e) => e.remove())")
+    assert shown.errors == []
+
+
+def test_all_files_are_put_in_place_in_one_step_of_undo(opened, pins):
+    moved = {"name": "gone/elsewhere.safetensors", **pins[KNOWN], "weighting": "IN=0.5"}
+    missing = {"name": "stile.safetensors", "model": 0.5}
+    windows = {"name": WINDOWS.replace("/", "\\")}
+    workflow = with_subgraph(
+        rows_node(1, APPLY, moved, missing, {"name": LORA}),
+        rows_node(2, STACK, missing),
+        inside=rows_node(11, STACK, missing, windows),
+    )
+    opened.open(workflow).panel.wait_for()
+    assert "1 LoRA file is missing, 2 are here under another name" in opened.panel.inner_text()
+    assert opened.panel.get_by_role("listitem").count() == 3
+    assert f"sha256 {pins[KNOWN]['sha256'][:12]}" in opened.panel.inner_text()
+    before = opened.page.evaluate(ROWS)
+    assert [row["name"] for row in before][:2] == [moved["name"], missing["name"]]
+
+    opened.panel.get_by_role("combobox").select_option(LORA)
+    opened.button("Use 3 files").click()
+    opened.wait_for([KNOWN, LORA, LORA, LORA, LORA, WINDOWS])
+    first, second, *_ = opened.page.evaluate(ROWS)
+    assert first == {**before[0], "name": KNOWN}
+    assert (second["model"], len(second["sha256"])) == (0.5, 64)
+    assert opened.panel.count() == 0
+
+    opened.page.evaluate(UNDO)
+    opened.wait_for([row["name"] for row in before])
+    assert opened.page.evaluate(ROWS) == before
+    opened.page.wait_for_timeout(1000)
+    assert opened.panel.count() == 0  # it was seen
+
+
+def test_a_file_is_chosen_from_the_list(opened):
+    opened.open(canvas(rows_node(1, STACK, {"name": "nothing-like-it.safetensors"})))
+    opened.panel.wait_for()
+    assert opened.button("Use 0 files").is_disabled()
+    opened.button("Choose a file in place of nothing-like-it.safetensors").click()
+    opened.page.get_by_role("combobox", name="Search LoRAs").fill("known")
+    opened.page.locator(".lw-found li").first.wait_for()
+    opened.page.keyboard.press("Enter")
+    opened.button("Use 1 file").click()
+    opened.wait_for([KNOWN])
+
+
+def test_a_panel_put_away_stays_away_until_it_is_asked_for(opened):
+    workflow = canvas(rows_node(1, STACK, {"name": "put-away.safetensors"}))
+    opened.open(workflow).panel.wait_for()
+    opened.button("Put away").click()
+    opened.open(workflow).page.wait_for_timeout(1500)
+    assert opened.panel.count() == 0
+    opened.page.evaluate(FIND)
+    opened.panel.wait_for()
+    opened.open(canvas(rows_node(1, STACK, {"name": LORA}), rows_node(2, APPLY)))
+    opened.page.wait_for_timeout(1500)
+    assert opened.panel.count() == 0  # all files of this one are here

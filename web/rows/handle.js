@@ -1,0 +1,30 @@
+// The handle that moves a row: by drag of the pointer, or by Alt with the arrows.
+import { iconButton } from "./element.js";
+
+// Args:
+//   list.move(step): by keyboard, up or down by one.
+//   list.showDrop(clientY): while it is dragged; null once the drag is over.
+//   list.drop(clientY): where it was let go.
+export function reorderHandle(name, list) {
+  const button = iconButton("pi-bars", `Reorder ${name}: drag, or Alt with the arrows`, null, {
+    class: "lw-icon lw-handle",
+    "data-field": "handle",
+  });
+  button.addEventListener("keydown", (event) => {
+    const step = event.altKey ? { ArrowUp: -1, ArrowDown: 1 }[event.key] : 0;
+    if (!step) return;
+    event.preventDefault();
+    list.move(step);
+  });
+  button.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
+    button.setPointerCapture(event.pointerId);
+    button.onpointermove = ({ clientY }) => list.showDrop(clientY);
+    button.onpointerup = ({ clientY }) => {
+      button.onpointermove = button.onpointerup = null;
+      list.showDrop(null);
+      list.drop(clientY);
+    };
+  });
+  return button;
+}

@@ -1,0 +1,14 @@
+// Text that cannot be read as rows stays as it is, to be mended by hand.
+import { element } from "./element.js";
+
+export function rawText(text, message, onchange) {
+  const box = element("textarea", {
+    class: "lw-raw",
+    "aria-label": "Rows as text",
+    onchange: () => onchange(box.value),
+  });
+  box.value = text;
+  const told = element("p", { class: "lw-verdict", role: "alert" }, message);
+  told.dataset.level = "wrong";
+  return element("div", {}, told, box);
+}

@@ -1,0 +1,90 @@
+// What a workflow's files are called here, and which are missing; beside the canvas, not over it.
+import { element, iconButton } from "./element.js";
+
+const KEPT = ["keydown", "keyup", "paste", "copy", "cut"]; // else commands of the canvas
+const SHOWN_OF_HASH = 12;
+
+// Args:
+//   files: `[{name, sha256, labels, found, near, problem}]`: `found` is the listed name of the
+//     file, or null.
+//   host.pick(name): a promise of a file that the user chooses in place of one, or null.
+//   host.use(chosen): put files in place, as a Map from entries of `files` to names.
+//   host.close(): called when the user puts the panel away.
+export function relinkPanel(files, host) {
+  const chosen = new Map(files.filter(({ found }) => found).map((file) => [file, file.found]));
+  const use = element("button", { type: "button", onclick: () => host.use(chosen) });
+  const show = () => {
+    use.textContent = chosen.size === 1 ? "Use 1 file" : `Use ${chosen.size} files`;
+    use.disabled = !chosen.size;
+  };
+  const choose = (file, name) => {
+    if (name) chosen.set(file, name);
+    else chosen.delete(file);
+    show();
+  };
+  show();
+  const missing = files.filter(({ found }) => !found).length;
+  const panel = element(
+    "section",
+    { class: "lw-dialog lw-relink", "aria-label": "LoRA files of this workflow" },
+    element(
+      "div",
+      { class: "lw-searchline" },
+      element("strong", { class: "lw-told", role: "status" }, headline(missing, chosen.size)),
+      iconButton("pi-times", "Put away", host.close),
+    ),
+    element("ul", { class: "lw-list lw-details" }, ...files.map((file) => item(file, host, choose))),
+    element("div", { class: "lw-searchline lw-end" }, use),
+  );
+  for (const type of KEPT) panel.addEventListener(type, (event) => event.stopPropagation());
+  return panel;
+}
+
+function headline(missing, found) {
+  const parts = [
+    missing && `${missing} LoRA file${missing > 1 ? "s are" : " is"} missing`,
+    found && `${found} ${found > 1 ? "are" : "is"} here under another name`,
+  ];
+  return parts.filter(Boolean).join(", ");
+}
+
+function item(file, host, choose) {
+  const { name, sha256, labels, found, problem } = file;
+  const hash = sha256 ? `sha256 ${sha256.slice(0, SHOWN_OF_HASH)}...` : "no hash was saved";
+  return element(
+    "li",
+    { class: "lw-row" },
+    element("div", { class: "lw-verdict", "data-level": found ? "partial" : "wrong" }, name),
+    element("div", { class: "lw-dim lw-under", title: sha256 ?? "" }, `${labels.join(", ")}; ${hash}`),
+    found || !problem ? null : element("div", { class: "lw-dim lw-under" }, problem),
+    found ? element("div", { class: "lw-under" }, `is ${found}`) : choice(file, host, choose),
+  );
+}
+
+function choice(file, host, choose) {
+  const option = (name) => element("option", { value: name }, name);
+  const select = element(
+    "select",
+    {
+      class: "lw-folder",
+      "aria-label": `File in place of ${file.name}`,
+      onchange: () => choose(file, select.value),
+    },
+    element("option", { value: "" }, "leave as it is"),
+    ...file.near.map(option),
+  );
+  const other = async () => {
+    const name = await host.pick(file.name);
+    if (!name) return;
+    if (![...select.options].some(({ value }) => value === name)) select.append(option(name));
+    select.value = name;
+    choose(file, name);
+  };
+  const label = `Choose a file in place of ${file.name}`;
+  return element(
+    "div",
+    { class: "lw-searchline lw-under" },
+    select,
+    element("button", { type: "button", "aria-label": label, onclick: other }, "Choose ..."),
+  );
+}

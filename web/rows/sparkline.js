@@ -1,0 +1,45 @@
+// Factors by block as a strip of bars.
+import { inRanges, shown } from "./weighting_rules.js";
+
+const SVG = "http://www.w3.org/2000/svg";
+const [BAR, GAP, HEIGHT] = [3, 1, 16]; // units of the picture
+
+// Args:
+//   blocks: `[{name, least, mean, most}]`, in order.
+export function sparkline(label, blocks) {
+  const width = blocks.length * (BAR + GAP);
+  const svg = svgElement("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, preserveAspectRatio: "none" });
+  const text = `${label}: ${factorsInWords(blocks)}`;
+  svg.setAttribute("role", "img");
+  svg.setAttribute("aria-label", text);
+  svg.setAttribute("class", "lw-spark");
+  const title = svgElement("title", {});
+  title.textContent = text;
+  const ground = svgElement("rect", { x: 0, y: HEIGHT - 0.5, width, height: 0.5 });
+  const highest = Math.max(1, ...blocks.map(({ mean }) => Math.abs(mean)));
+  const bars = blocks.map(({ mean }, index) => {
+    const height = (Math.abs(mean) / highest) * HEIGHT;
+    const place = { x: index * (BAR + GAP), y: HEIGHT - height, width: BAR, height };
+    return svgElement("rect", { ...place, class: mean < 0 ? "lw-negative" : "" });
+  });
+  svg.append(title, ground, ...bars);
+  return svg;
+}
+
+// Such as "BASE 1, IN00-03 1, IN04-08 0 to 0.5".
+export function factorsInWords(blocks) {
+  const told = blocks.map((block) => ({ name: block.name, factor: factorInWords(block) }));
+  return inRanges(told)
+    .map(({ select, factor }) => `${select} ${factor}`)
+    .join(", ");
+}
+
+export function factorInWords({ least, most }) {
+  return least === most ? shown(least) : `${shown(least)} to ${shown(most)}`;
+}
+
+function svgElement(tag, attributes) {
+  const made = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
