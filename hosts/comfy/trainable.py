@@ -1,7 +1,7 @@
 """ComfyUI's model as the trainer sees it, in memory, whatever its architecture."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import comfy.model_management
@@ -42,7 +42,10 @@ class ComfyTrainable:
     def __init__(self, host: ComfyHost, model: Any, clip: Any, vae: Any) -> None:
         refuse_unsupported(model)
         _refuse_patches(model, clip)
-        self._host, self._model, self._clip, self._vae = host, _static(model), clip, vae
+        self._host, self._vae = host, vae
+        self._model, self._clip = _static(model), _static_clip(clip)
+        clip = self._clip
+        self._load_as_nodes_do()
         names = ComfyNames(self._model, clip)
         self.table = names
         encoders = {
@@ -50,11 +53,12 @@ class ComfyTrainable:
             for name, component in names.encoders.items()
         }
         self.parts: Mapping[str, nn.Module] = {"unet": self._model.model, **encoders}
+        self._encoders = tuple(encoders.values())
         self.weights = trainable_weights(names)
         self._sampling = self._model.get_model_object("model_sampling")
         self.levels = _levels(self._sampling)
         self.device = self._model.load_device
-        text_hash = weights_hash(clip.cond_stage_model.state_dict())
+        text_hash = weights_hash(_read_weights(clip.cond_stage_model))
         model_hash = weights_hash(self._model.model.state_dict())
         self.identity = f"{model_hash}+{text_hash}"
         self.autoencoder = weights_hash(vae.first_stage_model.state_dict())
@@ -63,16 +67,19 @@ class ComfyTrainable:
     @contextmanager
     def loaded(self) -> Iterator[None]:
         """The bare model on its device; its weights afterwards have the same bits."""
-        patchers = [self._model, self._clip.patcher]
-        comfy.model_management.load_models_gpu(patchers, force_full_load=True)
-        for part in self.parts.values():
-            _allow_gradients(part)
-        yield
+        self._load_as_nodes_do()
+        with ExitStack() as restore:
+            for part in self.parts.values():
+                restore.enter_context(_gradients_allowed(part))
+            for encoder in self._encoders:
+                restore.enter_context(_norms_read_copies(encoder))
+            yield
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """See ``Trainable.encode_pictures``."""
         with torch.no_grad():
             latents = self._vae.encode(pictures.add(1).div(2).movedim(1, -1))
+            self._load()  # the autoencoder may have pushed it out
             return self._model.model.process_latent_in(latents.float().clone())
 
     def encode_captions(self, captions: Sequence[str]) -> list[Conditions]:
@@ -120,12 +127,24 @@ class ComfyTrainable:
                 config.scheduler,
                 positive,
                 negative,
-                {"samples": torch.zeros(1, 4, height // _PIXELS, width // _PIXELS)},
+                {"samples": self._empty(height, width)},
             )
             return self._vae.decode(latent["samples"])[0].clone()
         finally:
-            patchers = [self._model, self._clip.patcher]
-            comfy.model_management.load_models_gpu(patchers, force_full_load=True)
+            self._load()
+
+    def _empty(self, height: int, width: int) -> Tensor:
+        channels = self._model.model.latent_format.latent_channels
+        return torch.zeros(1, channels, height // _PIXELS, width // _PIXELS)
+
+    def _load_as_nodes_do(self) -> None:
+        """Take LoRAs of earlier runs off the weights; those are tensors of inference mode."""
+        with torch.inference_mode():
+            self._load()
+
+    def _load(self) -> None:
+        patchers = [self._model, self._clip.patcher]
+        comfy.model_management.load_models_gpu(patchers, force_full_load=True)
 
     def _encoded(self, caption: str) -> Conditions:
         found = self._clip.encode_from_tokens(self._clip.tokenize(caption), return_dict=True)
@@ -136,7 +155,7 @@ class ComfyTrainable:
         told = {
             **{name: value for name, value in text.items() if name != "cond"},
             "cross_attn": text["cond"],
-            "noise": torch.zeros(1, 4, height // _PIXELS, width // _PIXELS, device=self.device),
+            "noise": self._empty(height, width).to(self.device),
             "device": self.device,
             "height": size.original[0],
             "width": size.original[1],
@@ -159,6 +178,32 @@ def _static(model: Any) -> Any:
     """
     is_dynamic = getattr(model, "is_dynamic", lambda: False)()
     return model.clone(disable_dynamic=True) if is_dynamic else model
+
+
+def _static_clip(clip: Any) -> Any:
+    """The CLIP with all weights in memory; see ``_static``."""
+    if _static(clip.patcher) is clip.patcher:
+        return clip
+    static = clip.clone(disable_dynamic=True)
+    static.cond_stage_model = static.patcher.model
+    return static
+
+
+def _read_weights(text_encoders: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: tensor
+        for name, tensor in text_encoders.state_dict().items()
+        if not _is_unread(name)
+    }
+
+
+def _is_unread(name: str) -> bool:
+    """Whether a weight of a text encoder changes nothing.
+
+    ComfyUI: only CLIP-G's projection is read. Files may lack the others, whose memory is then not
+    initialised (0.30).
+    """
+    return "text_projection" in name and not name.startswith("clip_g.")
 
 
 def _levels(sampling: Any) -> NoiseLevels:
@@ -193,28 +238,69 @@ def trainable_weights(names: ComfyNames) -> dict[str, dict[str, Target]]:
     for target in names.weights():
         prefix, name = prefixes.get(target.component), target.target_key
         is_whole = target.rows is None and name.endswith(".weight") and len(target.shape) > 1
-        if prefix is not None and is_whole and name.startswith(prefix):
+        is_ours = prefix is not None and name.startswith(prefix) and not _is_unread(name)
+        if prefix is not None and is_whole and is_ours:
             found[target.component][name[len(prefix) : -len(".weight")]] = target
     return found
 
 
-def _allow_gradients(part: nn.Module) -> None:
-    """Weights loaded in inference mode become ordinary ones of the same bits, one after another.
+@contextmanager
+def _gradients_allowed(part: nn.Module) -> Iterator[None]:
+    """Weights loaded in inference mode are ordinary ones of the same bits, one after another.
 
-    Autograd keeps no inference tensor for the backward pass.
+    Autograd keeps no inference tensor for the backward pass, and ComfyUI writes into no others of
+    quantised weights (ops.py, 0.30).
     """
-    for module in part.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.is_inference():
-                module._parameters[name] = nn.Parameter(parameter.clone(), requires_grad=False)
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_inference():
-                module._buffers[name] = buffer.clone()
+    places = [
+        (own, name)
+        for module in part.modules()
+        for own in (module._parameters, module._buffers)
+        for name, tensor in own.items()
+        if tensor is not None and tensor.is_inference()
+    ]
+    for own, name in places:
+        own[name] = _copied(own[name])
+    try:
+        yield
+    finally:
+        with torch.inference_mode():
+            for own, name in places:
+                own[name] = _copied(own[name])
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    copy = tensor.detach().clone()
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(copy, tensor.requires_grad) if is_parameter else copy
+
+
+@contextmanager
+def _norms_read_copies(encoder: nn.Module) -> Iterator[None]:
+    """Norms keep a copy of what they read for the backward pass.
+
+    ComfyUI: CLIP's layers then add to it in place (clip_model.py, 0.30).
+    """
+
+    def copied(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0].clone(), *inputs[1:]) if torch.is_grad_enabled() else inputs
+
+    norms = [module for module in encoder.modules() if "Norm" in type(module).__name__]
+    handles = [norm.register_forward_pre_hook(copied) for norm in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _refuse_patches(model: Any, clip: Any) -> None:
-    counts = {"MODEL": len(model.patches), "CLIP": len(clip.patcher.patches)}
-    patched = {name: f"{count} patched weights" for name, count in counts.items() if count}
+    patchers = {"MODEL": model, "CLIP": clip.patcher}
+    patched = {
+        name: f"{len(patcher.patches)} patched weights"
+        + (", LoRAs beside the weights" if patcher.injections else "")
+        for name, patcher in patchers.items()
+        if patcher.patches or patcher.injections
+    }
     if patched:
         raise LoraError(
             "LoRAs or other patches are on this model; what is trained would only fit beside them.",

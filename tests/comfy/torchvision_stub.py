@@ -42,5 +42,12 @@ class StubFinder(MetaPathFinder, Loader):
 
 
 def install():
-    """Append the finder, last in line: an installed torchvision wins."""
+    """Append the finder, last in line: an installed torchvision wins.
+
+    transformers, which PEFT needs, is asked before: it remembers that torchvision is not there.
+    """
+    from transformers.utils import import_utils
+
+    import_utils.is_torchvision_available()
+    import_utils.is_torchvision_v2_available()
     sys.meta_path.append(StubFinder())

@@ -1,0 +1,198 @@
+"""Training on ComfyUI's model in memory: it learns, its file fits, and the base is left alone."""
+
+import math
+
+import pytest
+import torch
+
+from .training_runs import Listener, Runs, loaded_checkpoint, same_state, state_of
+
+pytestmark = pytest.mark.comfyui("0.30", "the trainer is written for 0.30")
+
+TEXT = {"text_encoder": ("te",)}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    found = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(found)
+
+
+@pytest.fixture(scope="module")
+def loaded(comfy, slim_checkpoint):
+    return loaded_checkpoint(slim_checkpoint)
+
+
+@pytest.fixture
+def runs(comfy, loaded, tmp_path):
+    return Runs(comfy, loaded, tmp_path)
+
+
+def values(outcome):
+    """The factors in a run's file."""
+    return {key: module.delta().clone() for key, module in outcome.lora.modules.items()}
+
+
+def tensors(outcome):
+    from safetensors.torch import load_file
+
+    return load_file(outcome.path)
+
+
+def same_tensors(ours, theirs):
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(tensor, theirs[key]) for key, tensor in ours.items()
+    )
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [{}, TEXT, {"start": "pissa"}, {"method": "dora"}, {"dropout": 0.3, **TEXT}],
+    ids=["plain", "text", "pissa", "dora", "dropout"],
+)
+def test_a_run_learns_and_leaves_the_base_as_it_was(runs, adapter):
+    before = state_of(runs.parts)
+    watcher = Listener()
+    outcome = runs.train(runs.config(steps=2, adapter=adapter), watcher)
+    assert same_state(before, state_of(runs.parts)) == []
+    assert not hasattr(runs.model.model, "peft_config")
+    assert all(map(math.isfinite, watcher.losses))
+    assert (outcome.steps, outcome.new_steps, outcome.is_complete) == (2, 2, True)
+    ups = {key: value for key, value in tensors(outcome).items() if ".lora_up." in key}
+    assert all(tensor.abs().max() > 0 for tensor in ups.values())
+    assert any(key.startswith("lora_te_") for key in ups) == ("text_encoder" in adapter)
+    assert not any("text_projection" in key for key in ups)
+
+
+@pytest.mark.parametrize("kind", ["interrupt", "error"])
+def test_a_run_that_is_broken_off_leaves_the_base_and_goes_on(runs, kind):
+    from comfy.model_management import InterruptProcessingException
+
+    raised = {"interrupt": InterruptProcessingException, "error": RuntimeError}[kind]
+    before, config = state_of(runs.parts), runs.config(steps=4, adapter={"start": "pissa"})
+    with pytest.raises(raised):
+        runs.train(config, Listener(raises=raised(), raise_after=3))
+    assert same_state(before, state_of(runs.parts)) == []
+    rest = runs.train(config)
+    assert (rest.steps, rest.new_steps, rest.is_complete) == (4, 1, True)
+    whole = runs.train(config, name="whole")
+    assert whole.new_steps == 4
+    assert same_tensors(tensors(rest), tensors(whole))
+
+
+def test_a_diverged_run_leaves_the_base(runs):
+    before = state_of(runs.parts)
+    with pytest.raises(runs.pack.errors.LoraError, match="The loss is no number"):
+        runs.train(runs.config(steps=9, optimizer={"rate": 1e30, "clip_norm": 0.0}))
+    assert same_state(before, state_of(runs.parts)) == []
+
+
+def test_a_run_after_another_is_as_if_alone(runs):
+    second = runs.config(steps=2, adapter={"rank": 2, "targets": ("attn",)})
+    alone = runs.train(second, name="alone")
+    runs.train(runs.config(steps=2, adapter={"method": "dora", **TEXT}), name="first")
+    after = runs.train(second, name="after")
+    assert after.new_steps == alone.new_steps == 2
+    assert same_tensors(tensors(after), tensors(alone))
+
+
+def test_a_finished_run_is_known_on_the_checkpoint_loaded_anew(
+    runs, comfy, slim_checkpoint, tmp_path
+):
+    first = runs.train(runs.config(steps=2))
+    anew = Runs(comfy, loaded_checkpoint(slim_checkpoint), tmp_path)
+    assert anew.train(anew.config(steps=2)).new_steps == 0
+    assert first.steps == 2
+
+
+def test_weights_that_carry_a_lora_of_an_earlier_picture_are_the_base_all_the_same(runs):
+    from comfy import model_management
+
+    first = runs.train(runs.config(steps=2))
+    with torch.inference_mode():
+        item = runs.stack_item(first.lora, 1.0)
+        found = runs.host.apply(runs.model, runs.clip, [item], "error", "exact")
+        model_management.load_models_gpu([found.model, found.clip.patcher])
+    assert runs.model.model.current_weight_patches_uuid == found.model.patches_uuid
+    again = runs.train(runs.config(steps=2))
+    assert again.new_steps == 0
+
+
+def test_a_model_with_loras_is_refused(runs):
+    first = runs.train(runs.config(steps=1))
+    for mode in ("exact", "runtime"):
+        with torch.inference_mode():
+            item = runs.stack_item(first.lora, 1.0)
+            found = runs.host.apply(runs.model, runs.clip, [item], "error", mode)
+        other = Runs.__new__(Runs)
+        other.__dict__.update(vars(runs), model=found.model)
+        with pytest.raises(runs.pack.errors.LoraError, match="are on this model"):
+            other.trainable()
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_blocks_computed_twice_give_the_same_file(runs, depth):
+    adapter = {"dropout": 0.3}
+    plain = runs.train(runs.config(steps=2, adapter=adapter))
+    watched = Listener()
+    twice = runs.train(runs.config(steps=2, adapter=adapter, gradient_checkpointing=depth), watched)
+    assert same_tensors(tensors(twice), tensors(plain))
+
+
+def test_previews_show_the_lora_and_change_no_bit(runs):
+    before = state_of(runs.parts)
+    preview = {"every": 2, "prompts": ("a dot",), "steps": 2, "size": (64, 64)}
+    config = runs.config(steps=3, adapter=TEXT, optimizer={"rate": 3e-2}, preview=preview)
+    watcher = Listener()
+    shown = runs.train(config, watcher, name="shown")
+    plain = runs.train(
+        runs.config(steps=3, adapter=TEXT, optimizer={"rate": 3e-2}), name="plain"
+    )
+    ((step, prompt, picture),) = watcher.pictures
+    assert (step, prompt, tuple(picture.shape)) == (2, "a dot", (64, 64, 3))
+    assert same_tensors(tensors(shown), tensors(plain))
+    assert same_state(before, state_of(runs.parts)) == []
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_run_in_half_precision_stays_near(runs, precision):
+    exact, near = Listener(), Listener()
+    runs.train(runs.config(steps=2), exact)
+    runs.train(runs.config(steps=2, precision=precision), near)
+    assert near.losses == pytest.approx(exact.losses, rel=0.02)
+    assert near.losses != exact.losses
+
+
+@pytest.mark.parametrize("start", ["usual", "pissa"])
+def test_a_base_in_half_precision_is_trained_and_kept(
+    comfy, slim_checkpoint, tmp_path, monkeypatch, start
+):
+    from comfy.cli_args import args
+
+    monkeypatch.setattr(args, "bf16_unet", True)
+    runs = Runs(comfy, loaded_checkpoint(slim_checkpoint), tmp_path)
+    assert next(runs.model.model.parameters()).dtype == torch.bfloat16
+    before, watcher = state_of(runs.parts), Listener()
+    adapter = {**TEXT, **({"start": start} if start == "pissa" else {})}
+    outcome = runs.train(runs.config(steps=3, adapter=adapter), watcher)
+    assert outcome.is_complete
+    assert all(map(math.isfinite, watcher.losses))
+    assert same_state(before, state_of(runs.parts)) == []
+
+
+def test_core_reads_the_file_with_the_same_delta(runs, comfy):
+    import comfy.lora
+    import comfy.lora_convert
+    import comfy.utils
+
+    outcome = runs.train(runs.config(steps=2, adapter=TEXT))
+    stored = comfy.utils.load_torch_file(str(outcome.path), safe_load=True)
+    names = comfy.lora.model_lora_keys_unet(runs.model.model, {})
+    names = comfy.lora.model_lora_keys_clip(runs.clip.cond_stage_model, names)
+    found = comfy.lora.load_lora(comfy.lora_convert.convert_lora(stored), names)
+    assert len(found) == len(outcome.lora.modules)
+    ours = runs.pack.binding.bind(outcome.lora, runs.trainable().table)
+    deltas = {part.target.target_key: part for part in ours.parts}
+    assert deltas.keys() == set(found)
