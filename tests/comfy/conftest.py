@@ -18,6 +18,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+
+from lora_workbench.lora_core.files.safetensors_file import open_safetensors
+from lora_workbench.lora_core.files.write import write_safetensors
 
 from . import torchvision_stub
 from .checkpoints import FULL, SLIM, Recipe, cached_checkpoint
@@ -322,6 +326,19 @@ def adapter_calls(comfy, monkeypatch) -> list[str]:
 def slim_checkpoint(comfy) -> str:
     """Name of a checkpoint with a one-level UNet (180 MB), for generated LoRAs."""
     return offer_checkpoint(comfy, SLIM)
+
+
+@pytest.fixture(scope="session")
+def half_checkpoint(comfy, slim_checkpoint) -> str:
+    """The slim checkpoint with its text encoder in fp16: ComfyUI merges LoRAs into fp8 as fp8."""
+    file = open_safetensors((comfy.checkpoints_dir / slim_checkpoint).resolve())
+    tensors = file.read_many(file.tensors)
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.float8_e4m3fn:
+            tensors[name] = tensor.half()
+    name = "slim-half.safetensors"
+    write_safetensors(comfy.checkpoints_dir / name, tensors, file.metadata)
+    return name
 
 
 @pytest.fixture(scope="session")

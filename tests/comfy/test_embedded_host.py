@@ -11,9 +11,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lora_workbench.lora_core.files.safetensors_file import open_safetensors
-from lora_workbench.lora_core.files.write import write_safetensors
-
 from .checkpoints import SLIM, lora_targets, write_lora
 from .conftest import node, text_to_image
 from .embedded_run import keep_tensor
@@ -41,16 +38,8 @@ def _text_encoders_in_fp32(comfy):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(comfy, slim_checkpoint):
-    """The slim checkpoint with its text encoder in fp16: ComfyUI merges LoRAs into fp8 as fp8."""
-    file = open_safetensors((comfy.checkpoints_dir / slim_checkpoint).resolve())
-    tensors = file.read_many(file.tensors)
-    for name, tensor in tensors.items():
-        if tensor.dtype == torch.float8_e4m3fn:
-            tensors[name] = tensor.half()
-    name = "slim-half.safetensors"
-    write_safetensors(comfy.checkpoints_dir / name, tensors, file.metadata)
-    return name
+def checkpoint(half_checkpoint):
+    return half_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,7 @@ def test_weights_that_carry_a_lora_of_an_earlier_picture_are_the_base_all_the_sa
     first = runs.train(runs.config(steps=2))
     with torch.inference_mode():
         item = runs.stack_item(first.lora, 1.0)
-        found = runs.host.apply(runs.model, runs.clip, [item], "error", "exact")
+        found = runs.host.apply(runs.model, runs.clip, [item], "error", "auto")
         model_management.load_models_gpu([found.model, found.clip.patcher])
     assert runs.model.model.current_weight_patches_uuid == found.model.patches_uuid
     again = runs.train(runs.config(steps=2))
@@ -122,7 +122,7 @@ def test_weights_that_carry_a_lora_of_an_earlier_picture_are_the_base_all_the_sa
 
 def test_a_model_with_loras_is_refused(runs):
     first = runs.train(runs.config(steps=1))
-    for mode in ("exact", "runtime"):
+    for mode in ("auto", "runtime"):
         with torch.inference_mode():
             item = runs.stack_item(first.lora, 1.0)
             found = runs.host.apply(runs.model, runs.clip, [item], "error", mode)

@@ -150,7 +150,8 @@ def state_of(parts):
         for name, module in root.named_modules():
             key = f"{part}.{name}"
             found[key] = (id(module), type(module), module.training, "forward" in vars(module))
-            found[f"{key} attributes"] = sorted(vars(module))
+            own = [name for name in vars(module) if not name.startswith("_lora_workbench")]
+            found[f"{key} attributes"] = sorted(own)
             found[f"{key} children"] = list(module._modules)
             hooks = (module._forward_hooks, module._forward_pre_hooks)
             found[f"{key} hooks"] = tuple(map(len, hooks))

@@ -1,0 +1,71 @@
+"""The same run on both hosts: same start, same order, same noise, the same losses."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from .embedded_train import recorded
+from .training_runs import Runs, loaded_checkpoint, pictures
+
+pytestmark = pytest.mark.comfyui("0.30", "the trainer is written for 0.30")
+
+SETTINGS = {
+    "unet": 'run.steps = 20\nadapter.targets = ["attn", "conv"]\nrun.batch_size = 2',
+    "text": 'run.steps = 20\nadapter.text_encoder = ["te"]\nadapter.dropout = 0.1',
+    "pissa": 'run.steps = 20\nadapter.start = "pissa"\noptimizer.rate = 1e-4',
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    found = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(found)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _text_encoders_in_fp32(comfy):
+    """ComfyUI: on a CPU it keeps text encoders in fp16 (0.30)."""
+    from comfy.cli_args import args
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(args, "fp32_text_enc", True)
+        yield
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_both_hosts_train_alike(comfy, half_checkpoint, tmp_path, name):
+    shown = pictures(tmp_path / "pictures")
+    runs = Runs(comfy, loaded_checkpoint(half_checkpoint), tmp_path / "comfyui")
+    with torch.inference_mode(False), torch.enable_grad():
+        ours, outcome = recorded(
+            comfy.pack.__name__, runs.trainable, shown, tmp_path / "comfyui", SETTINGS[name]
+        )
+    theirs, path = embedded(comfy, half_checkpoint, shown, tmp_path / "embedded", SETTINGS[name])
+    losses, other_losses = ours.pop("losses"), theirs.pop("losses")
+    assert ours.keys() == theirs.keys()
+    different = [key for key in ours if not torch.equal(ours[key], theirs[key])]
+    assert different == []
+    assert losses.tolist() == pytest.approx(other_losses.tolist(), rel=1e-4)
+    assert losses[0] != losses[-1]
+    files = load_file(outcome.path), load_file(path)
+    assert files[0].keys() == files[1].keys()
+
+
+def embedded(comfy, checkpoint, shown, folder, settings):
+    folder.mkdir()
+    script = Path(__file__).with_name("embedded_train.py")
+    models = comfy.base_directory / "models"
+    arguments = [models, checkpoint, shown, folder, settings]
+    finished = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return load_file(folder / "record.safetensors"), finished.stdout.splitlines()[-1]
