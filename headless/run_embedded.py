@@ -21,7 +21,7 @@ from .run_errors import failure, refusals
 from .run_fixes import FIXES_HERE, counted, with_fixes
 from .run_outcome import WRONG_INPUT, Outcome, exit_code_of, shown_items
 from .set_inputs import Setting, find_settings, with_settings
-from .upload_inputs import local_inputs
+from .upload_inputs import local_folders, local_inputs
 from .user_folder import user_folder
 from .workflow.convert import to_api
 from .workflow.read import GraphFile
@@ -114,7 +114,7 @@ def _run(graph: GraphFile, options: argparse.Namespace, scratch: Path) -> Outcom
 def _prepared(
     graph: GraphFile, options: argparse.Namespace, described: Mapping[str, Any], inputs: Path
 ) -> tuple[dict[str, Any], bool]:
-    """The graph in API form with its settings, its pictures copied to ``inputs``.
+    """The graph in API form with its settings, its pictures brought to ``inputs``.
 
     Returns:
         The prompt, and whether settings changed it.
@@ -123,9 +123,12 @@ def _prepared(
     prompt = graph.prompt or to_api(graph.workflow, described)
     settings = find_settings(options.settings, prompt, described)
     prompt = with_settings(prompt, settings)
-    uploads = local_inputs(prompt, described, (options.graph.parent, Path()), settings)
-    copied = [_copied(setting, path, inputs) for setting, path in uploads]
-    return with_settings(prompt, copied), bool(settings)
+    places = (options.graph.parent, Path())
+    uploads = local_inputs(prompt, described, places, settings)
+    brought = [_copied(setting, path, inputs) for setting, path in uploads]
+    for setting, path in local_folders(prompt, places, settings):
+        brought.append(_linked(setting, path, inputs))
+    return with_settings(prompt, brought), bool(settings)
 
 
 def _copied(setting: Setting, path: Path, inputs: Path) -> Setting:
@@ -133,6 +136,15 @@ def _copied(setting: Setting, path: Path, inputs: Path) -> Setting:
     target = new_file(inputs, path.name)
     shutil.copyfile(path, target)
     return Setting(setting.node, setting.input, target.name)
+
+
+def _linked(setting: Setting, path: Path, inputs: Path) -> Setting:
+    """Show a folder of pictures in the input folder; its name decides its captions."""
+    place = inputs / f"{setting.node}-{setting.input}"
+    place.mkdir()
+    link = place / path.resolve().name
+    link.symlink_to(path.resolve(), target_is_directory=True)
+    return Setting(setting.node, setting.input, f"{place.name}/{link.name}")
 
 
 def _executed(

@@ -6,6 +6,7 @@ from typing import Any
 
 from .set_inputs import Setting, input_specs
 
+_FOLDERS = ("folder", "mask_folder", "regularisation")
 # What ComfyUI's inputs with an upload button carry in their options.
 _UPLOADS = ("image_upload", "audio_upload", "video_upload", "file_upload")
 
@@ -34,7 +35,23 @@ def local_inputs(
                 continue
             setting = Setting(node, name, value)
             path = _anywhere(value) if setting in chosen else _inside(value, folders)
-            if path is not None:
+            if path is not None and path.is_file():
+                yield setting, path
+
+
+def local_folders(
+    prompt: Mapping[str, Any], folders: Sequence[Path], chosen: Collection[Setting]
+) -> Iterator[tuple[Setting, Path]]:
+    """Yield the inputs that name a folder of training pictures, as ``local_inputs`` does."""
+    for node, entry in prompt.items():
+        names = _FOLDERS if entry["class_type"] == "LoraWorkbenchDataset" else ()
+        for name in names:
+            value = entry["inputs"].get(name)
+            if not isinstance(value, str) or not value:
+                continue
+            setting = Setting(node, name, value)
+            path = _anywhere(value) if setting in chosen else _inside(value, folders)
+            if path is not None and path.is_dir():
                 yield setting, path
 
 
@@ -48,13 +65,13 @@ def _is_upload(spec: Sequence[Any]) -> bool:
 
 def _anywhere(value: str) -> Path | None:
     path = Path(value).expanduser()
-    return path if path.is_file() else None
+    return path if path.exists() else None
 
 
 def _inside(value: str, folders: Sequence[Path]) -> Path | None:
     for folder in folders:
         root = folder.resolve()
         path = (root / value).resolve()
-        if path.is_relative_to(root) and path.is_file():
+        if path.is_relative_to(root) and path.exists():
             return path
     return None
