@@ -13,11 +13,17 @@ from lora_workbench.headless.workflow.convert import to_api
 
 from .checkpoints import SLIM, lora_targets, write_lora
 from .comfy_source import REPOSITORY
+from .training_runs import pictures
 
 API = sorted((REPOSITORY / "examples" / "api").glob("*.json"))
 UI = sorted((REPOSITORY / "example_workflows").glob("*.json"))
 ONLY_IN_COMFYUI = ("schedule-hooks",)
-SMALL = {"EmptyLatentImage": {"width": 64, "height": 64}, "KSampler": {"steps": 2}}
+SMALL = {
+    "EmptyLatentImage": {"width": 64, "height": 64},
+    "KSampler": {"steps": 2},
+    "LoraWorkbenchDataset": {"resolution": 64, "bucket_step": 8},
+    "LoraWorkbenchTrainSettings": {"overrides": "run.steps = 2\noptimizer.warmup_steps = 1"},
+}
 
 every_api_example = pytest.mark.parametrize("path", API, ids=lambda path: path.stem)
 every_workflow = pytest.mark.parametrize("path", UI, ids=lambda path: path.stem)
@@ -31,6 +37,7 @@ def models(server, server_base, slim_checkpoint):
     for seed, name in enumerate(("style", "detail")):
         path = server.loras_dir / f"{name}.safetensors"
         write_lora(path, lora_targets(SLIM), seed=seed, alpha=2.0)
+    pictures(server.input_dir / "my-pictures", count=2)
 
 
 def small(path):
@@ -75,7 +82,9 @@ def test_the_embedded_host_runs_an_example_in_the_same_order(
     theirs = json.loads(capsys.readouterr().out)
     options = ["--models", str(server_base / "models"), "--output", str(tmp_path / "embedded")]
     command = [sys.executable, "-m", "lora_workbench.headless.cli", *common, *options]
-    finished = subprocess.run(command, capture_output=True, text=True)
+    # Pictures for training are found from the folder that the command runs in.
+    here = server.input_dir
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=here)
     ours = json.loads(finished.stdout)
     if path.stem in ONLY_IN_COMFYUI:
         assert finished.returncode == 2
