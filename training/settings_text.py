@@ -1,6 +1,7 @@
 """Presets and changes of them, in words and compared."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -40,7 +41,7 @@ def explained(preset: str, config: TrainConfig) -> str:
     lines = [f"{preset}: {chosen.purpose}"]
     for path, value in changed_settings(config).items():
         reason = chosen.reasons.get(path) if _is_preset_s(chosen.settings, path, value) else None
-        lines.append(f"  {path} = {value}" + (f": {reason}" if reason else ""))
+        lines.append(f"  {path} = {_toml(value)}" + (f": {reason}" if reason else ""))
     told = set(changed_settings(config))
     lines += [f"  {path}: {text}" for path, text in chosen.reasons.items() if path not in told]
     return "\n".join(lines)
@@ -91,6 +92,10 @@ def _size(config: TrainConfig, weights: Mapping[str, Mapping[str, Target]]) -> S
 def _numbers(shape: tuple[int, ...], rank: int) -> int:
     out, *inside = shape
     return rank * (out + math.prod(inside))
+
+
+def _toml(value: object) -> str:
+    return json.dumps(value, default=str) if isinstance(value, str | tuple) else str(value)
 
 
 def _is_preset_s(settings: Mapping[str, Mapping[str, Any]], path: str, value: object) -> bool:

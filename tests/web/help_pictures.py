@@ -9,7 +9,7 @@ import json
 import time
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors import safe_open
 
 from ..comfy.checkpoints import SLIM
@@ -51,6 +51,26 @@ def load(name="style.safetensors", **values):
 def run(source):
     """A node outside the picture that makes the graph run; it shows any value."""
     return ("end", "PreviewAny", {}, {"source": source})
+
+
+DATASET = (
+    "dataset",
+    "LoraWorkbenchDataset",
+    {"folder": "lamps", "resolution": 128, "bucket_step": 8, "trigger_word": "oil lamp"},
+    {},
+)
+SETTINGS = (
+    "settings",
+    "LoraWorkbenchTrainSettings",
+    {"preset": "quick look", "overrides": "run.steps = 24"},
+    {},
+)
+TRAIN = (
+    "train",
+    "LoraWorkbenchTrain",
+    {"name": "lamps"},
+    {**MODEL, "vae": "loader.VAE", "dataset": "dataset.dataset", "settings": "settings.settings"},
+)
 
 
 # Picture -> nodes from top to bottom: (name, class, widget values, inputs from "name.output").
@@ -128,6 +148,14 @@ GRAPHS = {
         ),
         run("hooks.hooks"),
     ],
+    "LoraWorkbenchDataset": [DATASET],
+    "LoraWorkbenchTrainSettings": [LOADER, (*SETTINGS[:3], MODEL)],
+    "LoraWorkbenchTrain": [
+        LOADER,
+        (*DATASET[:2], {**DATASET[2], "resolution": 64}, {}),
+        SETTINGS,
+        TRAIN,
+    ],
     "rows": [
         LOADER,
         (
@@ -143,8 +171,16 @@ GRAPHS = {
         ),
     ],
 }
-SAVE = "LoraWorkbenchSaveModel"
-ONLY_LAST = ("rows",)  # the picture shows the last node alone
+# A graph with one of these is run.
+ENDS = {"PreviewAny", "PreviewImage", "LoraWorkbenchSaveModel"}
+ENDS |= {"LoraWorkbenchDataset", "LoraWorkbenchTrainSettings"}
+# Of the last node, for the whole report in its box.
+HEIGHTS = {
+    "LoraWorkbenchDataset": 900,
+    "LoraWorkbenchTrainSettings": 640,
+    "LoraWorkbenchTrain": 900,
+}
+ONLY_LAST = ("rows", "LoraWorkbenchTrain")  # the picture shows the last node alone
 BUILD = """async (graph) => {
     const frame = () => new Promise((done) => setTimeout(() => requestAnimationFrame(done)))
     app.graph.clear()
@@ -189,6 +225,10 @@ IS_CHECKED = """() => [...document.querySelectorAll('.lw-verdict')].every(
         ({ textContent }) => textContent)
     && [...document.querySelectorAll('img')].every((picture) => picture.complete)"""
 
+TALL = """(height) => {
+    const node = app.graph.nodes.at(-1)
+    node.setSize([node.size[0], Math.max(height, node.size[1])])
+}"""
 RECHECK = "() => app.extensionManager.command.execute('LoraWorkbench.Recheck')"
 # The folder of this run is nobody's.
 NO_FOLDER = """(folder) => {
@@ -208,6 +248,7 @@ def files(server):
     if not source.is_file():
         pytest.fail(f"{source} is missing. Fix: run `make test-comfy` once.", pytrace=False)
     (server.checkpoints / CHECKPOINT).symlink_to(source)
+    draw_lamps(server.checkpoints.parents[1] / "input" / "lamps")
     modules = modules_of_checkpoint(source)
     for seed, (name, words) in enumerate(LORAS.items()):
         header = {"ss_network_module": "networks.lora", "ss_tag_frequency": json.dumps(words)}
@@ -220,6 +261,21 @@ def files(server):
     (server.loras / "wet ink wash.safetensors").write_bytes(content)
     glow = [Module("te2", f"text_model.encoder.layers.{n}.mlp.fc1", (5120, 1280)) for n in range(9)]
     write_lora(server.loras / "xl glow.safetensors", glow)
+
+
+def draw_lamps(folder):
+    """Training pictures in two shapes; one lacks its caption."""
+    folder.mkdir(parents=True)
+    for number in range(7):
+        size = (160, 160) if number % 3 else (200, 140)
+        picture = Image.new("RGB", size, (20, 24, 40 + 9 * number))
+        draw = ImageDraw.Draw(picture)
+        left = 40 + 6 * number
+        draw.ellipse((left, 30, left + 60, 90), fill=(250, 190, 60 + 20 * number))
+        draw.rectangle((left + 20, 90, left + 40, 130), fill=(120, 80, 40))
+        picture.save(folder / f"lamp {number}.png")
+        if number:
+            (folder / f"lamp {number}.txt").write_text(f"on a table, night {number}")
 
 
 def modules_of_checkpoint(path):
@@ -248,7 +304,7 @@ def page(frontend, files):
 def test_draw(name, server, frontend, page):
     graph = GRAPHS[name]
     page.evaluate(BUILD, [list(entry) for entry in graph])
-    if any(kind in ("PreviewAny", "PreviewImage", SAVE) for _, kind, *_ in graph):
+    if any(kind in ENDS for _, kind, *_ in graph):
         frontend.run()
     page.evaluate(RECHECK)  # the files' answers from before the links came may be late
     page.wait_for_load_state("networkidle")
@@ -257,6 +313,7 @@ def test_draw(name, server, frontend, page):
             break
         page.wait_for_timeout(100)
     page.evaluate(NO_FOLDER, str(server.checkpoints.parents[1]))
+    page.evaluate(TALL, HEIGHTS.get(name, 0))
     page.wait_for_timeout(1000)  # boxes take their height frame by frame
     arguments = [list(CORNER), MARGIN, name in ONLY_LAST]
     page.evaluate(ARRANGE, arguments)
