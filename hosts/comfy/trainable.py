@@ -191,9 +191,7 @@ def _static_clip(clip: Any) -> Any:
 
 def _read_weights(text_encoders: nn.Module) -> dict[str, Tensor]:
     return {
-        name: tensor
-        for name, tensor in text_encoders.state_dict().items()
-        if not _is_unread(name)
+        name: tensor for name, tensor in text_encoders.state_dict().items() if not _is_unread(name)
     }
 
 

@@ -1,9 +1,11 @@
 """Training on ComfyUI's model in memory: it learns, its file fits, and the base is left alone."""
 
 import math
+import re
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from .training_runs import Listener, Runs, loaded_checkpoint, same_state, state_of
 
@@ -30,15 +32,15 @@ def runs(comfy, loaded, tmp_path):
     return Runs(comfy, loaded, tmp_path)
 
 
-def values(outcome):
-    """The factors in a run's file."""
-    return {key: module.delta().clone() for key, module in outcome.lora.modules.items()}
-
-
 def tensors(outcome):
-    from safetensors.torch import load_file
-
+    """The content of a run's file."""
     return load_file(outcome.path)
+
+
+def kept_megabytes(watcher):
+    """Activations kept for the backward pass, as the run measured them."""
+    (note,) = watcher.notes
+    return float(re.search(r"kept activations: ([\d.]+) MB", note)[1])
 
 
 def same_tensors(ours, theirs):
@@ -135,10 +137,11 @@ def test_a_model_with_loras_is_refused(runs):
 @pytest.mark.parametrize("depth", [1, 2])
 def test_blocks_computed_twice_give_the_same_file(runs, depth):
     adapter = {"dropout": 0.3}
-    plain = runs.train(runs.config(steps=2, adapter=adapter))
-    watched = Listener()
-    twice = runs.train(runs.config(steps=2, adapter=adapter, gradient_checkpointing=depth), watched)
+    one, two = Listener(), Listener()
+    plain = runs.train(runs.config(steps=2, adapter=adapter), one)
+    twice = runs.train(runs.config(steps=2, adapter=adapter, gradient_checkpointing=depth), two)
     assert same_tensors(tensors(twice), tensors(plain))
+    assert kept_megabytes(two) < 0.7 * kept_megabytes(one)
 
 
 def test_previews_show_the_lora_and_change_no_bit(runs):
@@ -147,9 +150,7 @@ def test_previews_show_the_lora_and_change_no_bit(runs):
     config = runs.config(steps=3, adapter=TEXT, optimizer={"rate": 3e-2}, preview=preview)
     watcher = Listener()
     shown = runs.train(config, watcher, name="shown")
-    plain = runs.train(
-        runs.config(steps=3, adapter=TEXT, optimizer={"rate": 3e-2}), name="plain"
-    )
+    plain = runs.train(runs.config(steps=3, adapter=TEXT, optimizer={"rate": 3e-2}), name="plain")
     ((step, prompt, picture),) = watcher.pictures
     assert (step, prompt, tuple(picture.shape)) == (2, "a dot", (64, 64, 3))
     assert same_tensors(tensors(shown), tensors(plain))
@@ -182,17 +183,30 @@ def test_a_base_in_half_precision_is_trained_and_kept(
     assert same_state(before, state_of(runs.parts)) == []
 
 
-def test_core_reads_the_file_with_the_same_delta(runs, comfy):
-    import comfy.lora
-    import comfy.lora_convert
-    import comfy.utils
+def test_core_computes_with_the_file_what_the_trainer_computed(runs, comfy):
+    import nodes
+    from comfy import model_management
 
-    outcome = runs.train(runs.config(steps=2, adapter=TEXT))
-    stored = comfy.utils.load_torch_file(str(outcome.path), safe_load=True)
-    names = comfy.lora.model_lora_keys_unet(runs.model.model, {})
-    names = comfy.lora.model_lora_keys_clip(runs.clip.cond_stage_model, names)
-    found = comfy.lora.load_lora(comfy.lora_convert.convert_lora(stored), names)
-    assert len(found) == len(outcome.lora.modules)
-    ours = runs.pack.binding.bind(outcome.lora, runs.trainable().table)
-    deltas = {part.target.target_key: part for part in ours.parts}
-    assert deltas.keys() == set(found)
+    pack, config, model = runs.pack, runs.config(adapter={"targets": ("unet",)}), runs.trainable()
+    noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    times, size = torch.tensor([400]), pack.trainable.PictureSize((64, 64), (0, 0), (64, 64))
+    targets = pack.targets.choose_targets(model.parts, model.weights, config.adapter)
+    path = comfy.loras_dir / "trained.safetensors"
+    with torch.no_grad(), model.loaded():
+        conditions = model.conditions(model.encode_captions(["a dot"]), [size])
+        base = model.predict(noisy, times, conditions)
+        draws = pack.dropout.Draws(0)
+        with pack.injection.injected(model.parts, targets, config.adapter, 0, draws) as factors:
+            for each in factors:
+                torch.nn.init.normal_(each.up, std=0.02)
+            trained = model.predict(noisy, times, conditions)
+            modules = pack.run.modules_of(model, factors)
+            pack.export.export(modules, model.table, path, "kohya", "fp32", {}, overwrite=True)
+    with torch.inference_mode():
+        loaded, _ = nodes.LoraLoader().load_lora(runs.model, runs.clip, path.name, 1.0, 0.0)
+        assert len(loaded.patches) == len(targets)
+        model_management.load_models_gpu([loaded])
+        patched = model.predict(noisy, times, conditions)
+    effect = (trained - base).norm()
+    assert effect > 0.01 * base.norm()
+    assert (patched - trained).norm() < 1e-4 * effect

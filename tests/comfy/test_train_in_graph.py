@@ -74,7 +74,8 @@ def finished(server, prompt_id):
 
 def run(server, prompt):
     entry = finished(server, queued(server, prompt))
-    assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1][1].get("exception_message")
+    last = entry["status"]["messages"][-1][1]
+    assert entry["status"]["status_str"] == "success", last.get("exception_message")
     return entry["outputs"]
 
 

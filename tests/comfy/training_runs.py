@@ -1,7 +1,6 @@
 """Short training runs on ComfyUI's model, by the pack as ComfyUI loaded it."""
 
 import importlib
-from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -15,16 +14,12 @@ MODULES = {
     "settings": "training.dataset.settings",
     "injection": "training.injection",
     "targets": "training.targets",
-    "checkpointing": "training.checkpointing",
     "dropout": "training.dropout",
-    "objective": "training.objective",
-    "feed": "training.picture_feed",
     "trainable": "training.trainable",
     "comfy_trainable": "hosts.comfy.trainable",
     "host": "hosts.comfy.host",
-    "lora": "lora_core.lora",
+    "export": "training.export",
     "stack": "lora_core.stack",
-    "binding": "lora_core.binding",
     "errors": "lora_core.errors",
 }
 
@@ -176,8 +171,3 @@ def same_state(before, after):
             else before[name] == after[name]
         )
     ]
-
-
-def changed(config, **tables):
-    """A configuration with other tables."""
-    return replace(config, **tables)
