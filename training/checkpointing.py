@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from ..lora_core.errors import LoraError
@@ -82,12 +83,14 @@ def _has_layers(module: nn.Module) -> bool:
 def _twice(forward: Any, draws: Draws) -> Any:  # noqa: ANN401  a module's forward
     def computed_twice(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         keys = draws.keys
+        leaves, structure = tree_flatten((args, kwargs))  # autograd keeps tensors it is given bare
 
-        def run(*inner: Any, **named: Any) -> Any:  # noqa: ANN401
+        def run(*inner: Any) -> Any:  # noqa: ANN401
+            inner_args, inner_kwargs = tree_unflatten(list(inner), structure)
             with draws.of(keys):
-                return forward(*inner, **named)
+                return forward(*inner_args, **inner_kwargs)
 
         # Nothing in a model draws global numbers: dropout is ours.
-        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return checkpoint(run, *leaves, use_reentrant=False, preserve_rng_state=False)
 
     return computed_twice

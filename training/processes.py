@@ -27,6 +27,11 @@ class Processes:
         """Whether this is the one that writes files."""
         return self._rank == 0
 
+    @property
+    def device(self) -> torch.device:
+        """Of this process."""
+        return self._state.device
+
     def wait(self) -> None:
         """Go on when all processes are here."""
         self._state.wait_for_everyone()

@@ -147,7 +147,8 @@ def _trainer(
         stack.enter_context(model.loaded())
         depth = config.run.gradient_checkpointing
         stack.enter_context(checkpointed(model.parts["unet"], depth, draws))
-        factors = stack.enter_context(injected(model.parts, targets, config.adapter, seed, draws))
+        put = injected(model.parts, targets, config.adapter, seed, draws, config.run.precision)
+        factors = stack.enter_context(put)
         frozen_text = not config.adapter.text_encoder
         feed = PictureFeed(model, dataset, config.run.batch_size, seed, cache, frozen_text)
         yield Trainer(
@@ -264,16 +265,13 @@ def _export(
 
 
 def _finished(folder: Path, key: str) -> Outcome | None:
-    """What a run left that came to its end; None where a file was lost or changed."""
-    receipt = folder / _RECEIPT
-    if not receipt.is_file():
-        return None
-    told = json.loads(receipt.read_text(encoding="utf-8"))
-    path = folder / told["file"]
-    if told["key"] != key or not path.exists():
-        return None
-    lora = load_lora(path)
-    if lora.sha256 != told["sha256"]:
+    """What a run left that came to its end; None where something of it was lost or changed."""
+    try:
+        told = json.loads((folder / _RECEIPT).read_text(encoding="utf-8"))
+        path, lora = folder / told["file"], load_lora(folder / told["file"])
+        if told["key"] != key or lora.sha256 != told["sha256"]:
+            return None
+        history = History(**{name: [tuple(pair) for pair in told[name]] for name in _MEASURED})
+        return Outcome(path, lora, history, told["steps"], 0, True, tuple(told["warnings"]))
+    except (OSError, ValueError, KeyError):
         return None  # the last state makes it again
-    history = History(**{name: [tuple(pair) for pair in told[name]] for name in _MEASURED})
-    return Outcome(path, lora, history, told["steps"], 0, True, tuple(told["warnings"]))
