@@ -222,6 +222,7 @@ def _device(name: str) -> str:
     """The device of that name; ``"auto"``: that of this process among several."""
     if name == "auto":
         return str(Processes().device)
+    Processes(on_cpu=name == "cpu")
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:

@@ -194,7 +194,7 @@ WRONG = {
     '"pictures"': ('"picture"', "does not exist"),
     "demo.safetensors": ("dmo.safetensors", "use 'demo.safetensors'"),
     '["attn2"]': ('["atn2"]', "Unknown selector 'atn2'"),
-    "rate = 1e-3": ('name = "adamv"', "use 'adamw'"),
+    "rate = 1e-3": ('name = "adamww"', "use 'adamw'"),
     "batch_size = 2": ("batch_size = 9", "larger than the dataset"),
     "steps = 4  ": ("steps = 0", "run.epochs cannot be 0"),
     "every = 2": ('every = 2\n[output]\ndtype = "fp8"', "Known: bf16, fp16, fp32"),
@@ -329,7 +329,7 @@ def test_a_damaged_last_state_is_named_and_the_one_before_it_is_used(user, monke
 def test_peft_s_form_is_a_folder(user):
     changes = [("every = 2", 'every = 2\n[output]\nform = "peft"')]
     output = user.folder / "adapter"
-    code, out, _ = user.train("-o", str(output), changes=changes)
+    code, *_ = user.train("-o", str(output), changes=changes)
     assert code == 0
     assert len(load_lora(output).modules) == 64
     assert "0 of them now" in user.train("-o", str(output), "--force", changes=changes)[1]
