@@ -27,7 +27,7 @@ EPILOG = """\
 examples:
   lora-workbench train --example > cat.toml      every key with its default and what it means
   lora-workbench train cat.toml -o cat.safetensors
-  accelerate launch --num_processes 2 -m lora_workbench.headless.cli train cat.toml
+  accelerate launch --num_processes 2 -m lora_workbench.headless.cli train cat.toml  (two GPUs)
 
 exit codes: 0 the LoRA is trained and written; 1 stopped before its end, or failed while running;
 2 the input is wrong."""

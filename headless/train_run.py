@@ -104,7 +104,7 @@ def trained(prepared: Prepared, retrain: bool) -> Outcome:
     if prepared.is_first_process:
         write_text(report(prepared.dataset, config.run.batch_size))
     with _stop_on_interrupt() as stop, _bar(prepared.is_first_process) as bar:
-        watcher = CommandWatcher(stop, bar, folder / "previews")
+        watcher = CommandWatcher(stop, bar, folder / "previews", prepared.is_first_process)
         return train(
             prepared.model,
             prepared.dataset,
@@ -124,10 +124,18 @@ class CommandWatcher:
         stop: Whether Ctrl-C was pressed.
         bar: Of tqdm, or None.
         previews: Folder of preview pictures.
+        is_heard: Whether what it says is written; of several processes the first one speaks.
     """
 
-    def __init__(self, stop: "_Stop", bar: Any, previews: Path) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        stop: "_Stop",
+        bar: Any,  # noqa: ANN401
+        previews: Path,
+        is_heard: bool = True,
+    ) -> None:
         self._stop, self._bar, self._previews = stop, bar, previews
+        self._is_heard = is_heard
 
     def wish(self) -> Literal["keep"] | None:
         """``"keep"`` after Ctrl-C."""
@@ -155,6 +163,8 @@ class CommandWatcher:
 
     def noted(self, text: str) -> None:
         """Say it."""
+        if not self._is_heard:
+            return
         if self._bar is not None:
             self._bar.clear()
         write_text(text)
