@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ..lora_core.errors import LoraError
+from ..lora_core.errors import FailedError, LoraError
 from ..version import VERSION
 from . import demo, inspect_command, merge_command, run_command, train_command
 from .messages import write_error
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(arguments)
     except LoraError as error:
         _show_error(error, as_json="--json" in arguments)
-        return WRONG_INPUT
+        return FAILED if isinstance(error, FailedError) else WRONG_INPUT
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); keep Python from writing again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

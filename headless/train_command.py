@@ -27,7 +27,7 @@ EPILOG = """\
 examples:
   lora-workbench train --example > cat.toml      every key with its default and what it means
   lora-workbench train cat.toml -o cat.safetensors
-  accelerate launch --num_processes 2 -m lora_workbench.headless.cli train cat.toml
+  accelerate launch --num_processes 2 -m lora_workbench.headless.cli train cat.toml  (two GPUs)
 
 exit codes: 0 the LoRA is trained and written; 1 stopped before its end, or failed while running;
 2 the input is wrong."""
@@ -65,14 +65,19 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .train_run import checked_run, trained
+    from .train_run import checked_config, checked_run, looked_at, trained
 
-    prepared = checked_run(options.config, options.runs or user_folder() / "training")
+    config = checked_config(options.config)
+    output = _output(options, config.output.form == "peft")
+    prepared = checked_run(config, options.runs or user_folder() / "training")
     if options.check:
-        write_text(prepared.report)
+        looked_at(prepared)
         return 0
-    output = _output(options)
-    outcome = trained(prepared, options.retrain)
+    try:
+        outcome = trained(prepared, options.retrain)
+    except KeyboardInterrupt:
+        write_text("Interrupted. The last state is kept: the same command goes on from it.")
+        return 1
     if not prepared.is_first_process:
         return 0
     written = _written(outcome, output)
@@ -94,10 +99,16 @@ def _require_libraries() -> None:
         )
 
 
-def _output(options: argparse.Namespace) -> Path | None:
+def _output(options: argparse.Namespace, is_folder: bool) -> Path | None:
     output: Path | None = options.output
     if output is None:
         return None
+    if output.suffix != ".safetensors" and not is_folder:
+        raise LoraError(
+            f"{output.name}: a LoRA is written as .safetensors.",
+            {"Path": output},
+            f"use {output.stem + '.safetensors'!r}.",
+        )
     if output.exists() and not options.force:
         raise LoraError(f"{output.name} exists.", {"Path": output}, "name another, or add --force.")
     if not output.parent.is_dir():
@@ -112,6 +123,9 @@ def _written(outcome: "Outcome", output: Path | None) -> Path:
     if not outcome.is_complete:
         steps = f"{output.stem}-step-{outcome.steps:08}{output.suffix}"
         output = output.with_name(steps)
+    if outcome.path.is_dir():
+        shutil.copytree(outcome.path, output, dirs_exist_ok=True)
+        return output
     draft = output.with_name(f".{output.name}.new")
     try:
         shutil.copyfile(outcome.path, draft)

@@ -6,6 +6,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from .text_table import text_table
@@ -60,6 +61,19 @@ def key_table() -> str:
     return "\n".join(text_table([("key", "default", "meaning"), *rows], indent=""))
 
 
+def markdown_table() -> str:
+    """All keys as tables in Markdown, one a table of the file."""
+    lines: list[str] = []
+    for table, keys in groupby(all_keys(), lambda key: key.table):
+        lines += ["", f"### `{table}`", "", "| key | default | meaning |", "|---|---|---|"]
+        for key in keys:
+            default = _shown_default(key.default)
+            shown = f"`{default}`" if default not in ("", "required") else default
+            text = key.text.replace("|", "\\|")
+            lines.append(f"| `{key.name}` | {shown} | {text} |")
+    return "\n".join(lines[1:])
+
+
 def _keys_of(table: str, kind: type) -> Iterator[Key]:
     texts = _texts(kind)
     for each in dataclasses.fields(kind):
@@ -82,7 +96,7 @@ def _example_lines(key: Key) -> Iterator[str]:
     if key.default is dataclasses.MISSING:
         yield f'{key.name} = ""' if key.table != "adapter.rules" else f'# {key.name} = "attn2"'
     else:
-        yield f"# {key.name} = {_shown_default(key.default) or 'not set'}"
+        yield f"# {key.name} = {_shown_default(key.default)}".rstrip()
 
 
 def _shown_default(default: Any) -> str:  # noqa: ANN401  of any kind

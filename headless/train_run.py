@@ -15,8 +15,9 @@ from torch import Tensor
 from ..hosts.embedded.checkpoints import load_checkpoint
 from ..hosts.embedded.handles import Clip, Model, Vae
 from ..hosts.embedded.parts import Checkpoint
+from ..hosts.embedded.sampling import SAMPLERS, SCHEDULERS
 from ..hosts.embedded.trainable import EmbeddedTrainable
-from ..lora_core.errors import LoraError
+from ..lora_core.errors import LoraError, UnknownChoiceError
 from ..training.checks import check
 from ..training.config_file import read_config, read_toml
 from ..training.dataset.data import Dataset
@@ -24,8 +25,7 @@ from ..training.dataset.report import report
 from ..training.dataset.scan import scan
 from ..training.file_config import FileConfig, ModelConfig
 from ..training.processes import Processes
-from ..training.run import Outcome, forget, run_key, train
-from ..training.targets import choose_targets
+from ..training.run import Outcome, forget, look, run_key, train
 from ..training.watcher import Progress
 from .messages import write_text
 
@@ -52,25 +52,46 @@ class Prepared:
     folder: Path
     is_first_process: bool
 
-    @property
-    def report(self) -> str:
-        """What is known before the first step."""
-        targets = choose_targets(self.model.parts, self.model.weights, self.config.adapter)
-        pictures = report(self.dataset, self.config.run.batch_size)
-        return f"{pictures}\n{len(targets)} modules would be trained."
+
+def checked_config(path: Path) -> FileConfig:
+    """What a file says, with whole paths.
+
+    Raises:
+        LoraError: it is no TOML, or says what cannot be.
+    """
+    config = _with_whole_paths(read_config(FileConfig, read_toml(path)), path.parent)
+    if config.preview.sampler not in SAMPLERS:
+        raise UnknownChoiceError("sampler", config.preview.sampler, SAMPLERS)
+    if config.preview.scheduler not in SCHEDULERS:
+        raise UnknownChoiceError("scheduler", config.preview.scheduler, SCHEDULERS)
+    return config
 
 
-def checked_run(path: Path, runs: Path) -> Prepared:
-    """Load and look at everything that a file names.
+def checked_run(config: FileConfig, runs: Path) -> Prepared:
+    """Load and look at everything that a configuration names.
 
     Raises:
         LoraError: something is wrong with it.
     """
-    config = _with_whole_paths(read_config(FileConfig, read_toml(path)), path.parent)
     dataset = scan(config.dataset)
     model = _model(config.model)
     check(config.training, model.levels, bool(dataset.validation))
     return Prepared(config, model, dataset, runs, Processes().is_first)
+
+
+def looked_at(prepared: Prepared) -> None:
+    """Say what a run would be and cost, on standard error; nothing is trained.
+
+    Raises:
+        LoraError: something of the run cannot be used, or would do nothing.
+    """
+    config = prepared.config
+    write_text(report(prepared.dataset, config.run.batch_size))
+    cost = look(
+        prepared.model, prepared.dataset, config.training, config.output, prepared.folder / "cache",
+        CommandWatcher(_Stop(), None, prepared.folder),
+    )  # fmt: skip
+    write_text(cost)
 
 
 def trained(prepared: Prepared, retrain: bool) -> Outcome:
@@ -78,12 +99,12 @@ def trained(prepared: Prepared, retrain: bool) -> Outcome:
     config = prepared.config
     key = run_key(prepared.model, prepared.dataset, config.training, config.output)
     folder = prepared.folder / key[:_KEY_LETTERS]
-    if retrain:
+    if retrain and prepared.is_first_process:
         forget(folder)
     if prepared.is_first_process:
         write_text(report(prepared.dataset, config.run.batch_size))
     with _stop_on_interrupt() as stop, _bar(prepared.is_first_process) as bar:
-        watcher = CommandWatcher(stop, bar, folder / "previews")
+        watcher = CommandWatcher(stop, bar, folder / "previews", prepared.is_first_process)
         return train(
             prepared.model,
             prepared.dataset,
@@ -103,10 +124,18 @@ class CommandWatcher:
         stop: Whether Ctrl-C was pressed.
         bar: Of tqdm, or None.
         previews: Folder of preview pictures.
+        is_heard: Whether what it says is written; of several processes the first one speaks.
     """
 
-    def __init__(self, stop: "_Stop", bar: Any, previews: Path) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        stop: "_Stop",
+        bar: Any,  # noqa: ANN401
+        previews: Path,
+        is_heard: bool = True,
+    ) -> None:
         self._stop, self._bar, self._previews = stop, bar, previews
+        self._is_heard = is_heard
 
     def wish(self) -> Literal["keep"] | None:
         """``"keep"`` after Ctrl-C."""
@@ -134,6 +163,8 @@ class CommandWatcher:
 
     def noted(self, text: str) -> None:
         """Say it."""
+        if not self._is_heard:
+            return
         if self._bar is not None:
             self._bar.clear()
         write_text(text)
@@ -189,9 +220,7 @@ def _with_whole_paths(config: FileConfig, beside: Path) -> FileConfig:
 
 
 def _model(config: ModelConfig) -> EmbeddedTrainable:
-    device = config.device
-    if device == "auto":
-        device = _accelerator()
+    device = _device(config.device)
     found = load_checkpoint(Path(config.checkpoint), _DTYPES[config.dtype], device)
     if found.text is None or found.vae is None:
         raise _incomplete(found)
@@ -199,10 +228,20 @@ def _model(config: ModelConfig) -> EmbeddedTrainable:
     return EmbeddedTrainable(Model.of(found.diffusion), clip, Vae(found.vae))
 
 
-def _accelerator() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def _device(name: str) -> str:
+    """The device of that name; ``"auto"``: that of this process among several."""
+    if name == "auto":
+        return str(Processes().device)
+    Processes(on_cpu=name == "cpu")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise LoraError(
+            f"The device {name!r} cannot be used.",
+            {"Cause": str(error).partition("\n")[0]},
+            'take model.device = "auto", or install PyTorch for this device.',
+        ) from error
+    return name
 
 
 def _incomplete(found: Checkpoint) -> LoraError:

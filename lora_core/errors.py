@@ -29,6 +29,10 @@ class LoraError(ValueError):
         super().__init__("\n".join([*lines, f"Fix: {fix}"] if fix else lines))
 
 
+class FailedError(LoraError):
+    """The input was fine, but the work could not be done; what was done before is kept."""
+
+
 class DamagedFileError(LoraError):
     """A file breaks its own format."""
 

@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from ..lora_core.errors import LoraError
@@ -40,41 +41,56 @@ def checkpointed(part: nn.Module, depth: int, draws: Draws) -> Iterator[None]:
 def blocks_at(part: nn.Module, depth: int) -> Sequence[nn.Module]:
     """The blocks of a model's lists, ``depth`` lists deep; 1 is the outermost.
 
-    Members of lists and sequences that have parts of their own count, those of sequences within
-    sequences as one.
+    Members of lists and sequences count, those of sequences within sequences as one. Where the
+    lists are less deep, it is their innermost members. A member with a single layer is no block:
+    what it would compute twice is kept anyway.
+
+    Args:
+        part: Before factors are put into it, which are layers too.
+        depth: 1 or more.
 
     Raises:
-        LoraError: there are none.
+        LoraError: no list is that deep.
     """
-    found = list(_members(part, depth))
-    if not found:
+    found = list(_members(part, depth, 0))
+    if depth not in {level for _, level in found}:
         raise LoraError(
             f"This model has no blocks {depth} lists deep.",
             {"Class": type(part).__name__},
             "take a smaller gradient_checkpointing, or 0.",
         )
-    return found
+    return [block for block, _ in found]
 
 
-def _members(module: nn.Module, depth: int) -> Iterator[nn.Module]:
+def _members(module: nn.Module, depth: int, level: int) -> Iterator[tuple[nn.Module, int]]:
+    """The innermost blocks, at most ``depth`` lists deep, and how deep they are."""
     for child in module.children():
         is_member = isinstance(module, _CONTAINERS) and not isinstance(child, _CONTAINERS)
-        left = depth - 1 if is_member else depth
-        if left == 0 and any(True for _ in child.children()):
-            yield child
-        elif left > 0:
-            yield from _members(child, left)
+        is_block = is_member and _has_layers(child)
+        inside = level + is_block
+        inner = list(_members(child, depth, inside)) if inside < depth else []
+        if is_block and not inner:
+            yield child, inside
+        yield from inner
+
+
+def _has_layers(module: nn.Module) -> bool:
+    """Whether more than one part has parameters of its own."""
+    layers = (part for part in module.modules() if any(True for _ in part.parameters(False)))
+    return sum(1 for _ in layers) > 1
 
 
 def _twice(forward: Any, draws: Draws) -> Any:  # noqa: ANN401  a module's forward
     def computed_twice(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         keys = draws.keys
+        leaves, structure = tree_flatten((args, kwargs))  # autograd keeps tensors it is given bare
 
-        def run(*inner: Any, **named: Any) -> Any:  # noqa: ANN401
+        def run(*inner: Any) -> Any:  # noqa: ANN401
+            inner_args, inner_kwargs = tree_unflatten(list(inner), structure)
             with draws.of(keys):
-                return forward(*inner, **named)
+                return forward(*inner_args, **inner_kwargs)
 
         # Nothing in a model draws global numbers: dropout is ours.
-        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return checkpoint(run, *leaves, use_reentrant=False, preserve_rng_state=False)
 
     return computed_twice

@@ -6,6 +6,7 @@ from ..lora_core.errors import LoraError
 from .config import TrainConfig
 from .objective import NoiseLevels
 
+_LATENT = 8  # pixels of one
 _Check = tuple[str, object, bool, str]
 """Name, value, whether it is fine, and what is."""
 
@@ -66,6 +67,11 @@ def _ranges(config: TrainConfig, levels: NoiseLevels) -> Iterator[_Check]:
     yield "objective.first_timestep and last_timestep", (first, end), fits, f"0 to {last}, in order"
     yield "validation.every", validation.every, validation.every >= 0, "0 or more"
     yield "validation.timesteps", validation.timesteps, validation.timesteps >= 1, "1 or more"
+    size = config.preview.size or (_LATENT, _LATENT)
+    fits = all(side > 0 and side % _LATENT == 0 for side in size)
+    yield "preview.size", config.preview.size, fits, f"multiples of {_LATENT}"
+    yield "preview.steps", config.preview.steps, config.preview.steps >= 1, "1 or more"
+    yield "preview.every", config.preview.every, config.preview.every >= 0, "0 or more"
     yield "checkpoint.keep", config.checkpoint.keep, config.checkpoint.keep >= 1, "1 or more"
     yield "checkpoint.every", config.checkpoint.every, config.checkpoint.every >= 0, "0 or more"
 

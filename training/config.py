@@ -7,6 +7,7 @@ Method = Literal["lora", "dora"]
 Start = Literal["zero", "pissa"]
 Precision = Literal["fp32", "fp16", "bf16"]
 Loss = Literal["mse", "huber", "smooth_l1"]
+Form = Literal["kohya", "diffusers", "peft"]
 Schedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]
@@ -177,7 +178,8 @@ class RunConfig:
         accumulation: Batches of one optimiser step.
         precision: Of the forward pass; the factors are always float32.
         gradient_checkpointing: How deep blocks are computed twice instead of kept: 0 keeps all,
-            1 the whole blocks of the model's lists, 2 the blocks within these, and so on.
+            1 the whole blocks of the model's lists, 2 the blocks within these, and so on. On SD 1.5
+            and SDXL 3 keeps what diffusers' own checkpointing keeps, 1 keeps least.
         ema: Decay of the average of the factors that is saved; 0 saves the factors.
         seed: Of everything random.
     """
@@ -211,7 +213,7 @@ class Output:
 
     Attributes:
         name: Of the LoRA, without ending.
-        form: ``"kohya"``, ``"diffusers"`` or ``"peft"``.
+        form: ``"kohya"``, ``"diffusers"`` or ``"peft"``, which is a folder.
         dtype: Of the factors in it.
         trigger_phrase: Words that call the LoRA.
         author: Who trained it.
@@ -219,8 +221,8 @@ class Output:
     """
 
     name: str = "lora"
-    form: str = "kohya"
-    dtype: str = "fp16"
+    form: Form = "kohya"
+    dtype: Precision = "fp16"
     trigger_phrase: str = ""
     author: str = ""
     license: str = ""

@@ -70,14 +70,27 @@ def read_config(kind: type[_T], data: Mapping[str, Any], where: str = "") -> _T:
         where: Names of the fields around it, for errors.
 
     Raises:
-        LoraError: a name that is none of its fields, or a value of another kind.
+        LoraError: a name that is none of its fields, a field without value or default, or a value
+            of another kind.
     """
     hints = typing.get_type_hints(kind)
     for name in data:
         if name not in hints:
             raise UnknownChoiceError("key", _path(where, name), [_path(where, n) for n in hints])
+    missing = [each.name for each in dataclasses.fields(kind) if _is_missing(each, data)]
+    if missing:
+        raise LoraError(
+            f"{_path(where, missing[0])} is not given.",
+            {"Given": ", ".join(_path(where, name) for name in data) or "nothing"},
+            "add it to the configuration.",
+        )
     values = {name: _value(hints[name], data[name], _path(where, name)) for name in data}
     return kind(**values)
+
+
+def _is_missing(field: dataclasses.Field[Any], data: Mapping[str, Any]) -> bool:
+    defaults = (field.default, field.default_factory)
+    return field.name not in data and all(each is dataclasses.MISSING for each in defaults)
 
 
 def to_data(config: TrainConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a run will cost, before its first step."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ class Measured:
 
     Attributes:
         seconds: Forward and backward of all its batches.
-        kept_bytes: Activations kept for the backward pass of one batch.
+        kept_bytes: Most activations that are kept for the backward pass at a time.
     """
 
     seconds: float
@@ -68,19 +69,64 @@ def measured(step: Callable[[], object], parameters: Iterable[Tensor]) -> Measur
         step: Computes gradients and moves nothing.
         parameters: What is always there, and no activation.
     """
-    known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
+    kept = Kept(parameters)
     started = time.perf_counter()
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
         step()
-    return Measured(time.perf_counter() - started, sum(kept.values()))
+    return Measured(time.perf_counter() - started, kept.peak)
+
+
+class Kept:
+    """Bytes that are kept for the backward pass, each storage once.
+
+    Args:
+        parameters: What is always there, and no activation.
+
+    Attributes:
+        peak: Most bytes at a time.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self._known = {_place(parameter) for parameter in parameters}
+        self._counts: Counter[int] = Counter()
+        self._bytes = self.peak = 0
+
+    def pack(self, tensor: Tensor) -> "_Box":
+        """See ``torch.autograd.graph.saved_tensors_hooks``."""
+        place = _place(tensor)
+        if place not in self._known:
+            if not self._counts[place]:
+                self._bytes += tensor.untyped_storage().nbytes()
+                self.peak = max(self.peak, self._bytes)
+            self._counts[place] += 1
+        return _Box(tensor, self)
+
+    def unpack(self, box: "_Box") -> Tensor:
+        """See ``torch.autograd.graph.saved_tensors_hooks``."""
+        return box.tensor
+
+    def released(self, tensor: Tensor) -> None:
+        """One who kept a tensor needs it no more."""
+        place = _place(tensor)
+        if place not in self._known:
+            self._counts[place] -= 1
+            if not self._counts[place]:
+                self._bytes -= tensor.untyped_storage().nbytes()
+
+
+class _Box:
+    """A kept tensor; autograd drops it when its backward is done."""
+
+    def __init__(self, tensor: Tensor, kept: Kept) -> None:
+        self.tensor, self._kept = tensor, kept
+
+    def __del__(self) -> None:
+        self._kept.released(self.tensor)
+
+
+def _place(tensor: Tensor) -> int:
+    """Of a storage that lives; one on the meta device has no address."""
+    return tensor.untyped_storage()._cdata
 
 
 def cost_text(size: Size, one: Measured | None, steps: int) -> str:

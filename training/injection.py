@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..lora_core.errors import LoraError
-from .config import AdapterConfig
+from .config import AdapterConfig, Precision
 from .dropout import Draws, SeededDropout
 from .randomness import generator, seed_of
 from .targets import TrainedTarget
@@ -63,6 +63,7 @@ def injected(
     config: AdapterConfig,
     seed: int,
     draws: Draws,
+    precision: Precision = "fp32",
 ) -> Iterator[tuple[Factors, ...]]:
     """Put factors beside the targets' weights; on every exit the modules are as they were.
 
@@ -74,6 +75,7 @@ def injected(
         config: The run's.
         seed: Each module's factors start from (seed, canonical name), whatever else is trained.
         draws: Tells the dropout which samples are in a batch.
+        precision: Of the forward pass; other than ``"fp32"`` it runs under autocast.
 
     Raises:
         LoraError: PEFT has no layer for a module.
@@ -89,6 +91,8 @@ def injected(
             if config.start == "pissa":
                 restore.enter_context(_weights_put_back(part, own))
             factors += _inject(part, own, config, seed, draws)
+        for each in factors:  # autocast casts without keeping a float32 copy of each input
+            each.layer.cast_input_dtype_enabled = precision == "fp32"
         yield tuple(factors)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..lora_core.errors import LoraError
+from ..lora_core.errors import FailedError, LoraError
 from ..lora_core.lora import Lora
 from .average import Average
 from .config import TrainConfig
@@ -22,7 +22,15 @@ from .objective import drawn_noise, drawn_timestep, sample_losses, snr_weights
 from .optimizer import make_optimizer, parameters_of
 from .processes import Processes
 from .randomness import seed_of
-from .state import RunState, latest_state, pack_optimizer, save_state, threads, unpack_optimizer
+from .state import (
+    RunState,
+    latest_state,
+    pack_optimizer,
+    save_state,
+    state_files,
+    threads,
+    unpack_optimizer,
+)
 from .trainable import Conditions, Trainable
 from .watcher import Progress, Watcher
 
@@ -89,25 +97,34 @@ class Trainer:
             parameter.grad = torch.zeros_like(parameter)
         self._average = Average(self._parameters, config.run.ema)
         is_fp16 = config.run.precision == "fp16"
+        self._is_moving = False
         self._scaler = torch.amp.GradScaler(model.device.type, enabled=is_fp16)
 
     def run(self) -> None:
         """Go on to the end, to the watcher's stop, or to an early end.
 
-        An interrupt between two steps keeps what is done, and goes on its way.
+        An interrupt keeps the steps that are done, and goes on its way; where it comes while the
+        factors move, the last state on disk is kept.
 
         Raises:
-            LoraError: the loss is no number any more; the states before are kept.
+            FailedError: the loss is no number any more, or a state cannot be written; the states
+                before are kept.
         """
         try:
-            while not self.is_complete and self.watcher.wish() is None:
+            while not self.is_complete and not self._is_stopped():
                 self._advance()
         except LoraError:
             raise
         except BaseException:
-            self.save()
+            if not self._is_moving:
+                self.save()
             raise
         self.save()
+
+    def _is_stopped(self) -> bool:
+        """Whether the watcher of any process wants to stop: all stop at the same step."""
+        wishes = torch.tensor(float(self.watcher.wish() is not None), device=self.model.device)
+        return bool(self.processes.summed(wishes))
 
     @property
     def is_complete(self) -> bool:
@@ -115,9 +132,25 @@ class Trainer:
         return self.step >= self.steps or self._is_settled()
 
     def save(self) -> None:
-        """Keep the run as it stands."""
-        if self.step and self.processes.is_first:
+        """Keep the run as it stands.
+
+        Raises:
+            FailedError: the disk is full or cannot be written.
+        """
+        if not self.step or not self.processes.is_first:
+            return
+        try:
             save_state(self.folder, self._state(), self.config.checkpoint.keep)
+        except OSError as error:
+            raise FailedError(
+                f"The state of step {self.step} cannot be written.",
+                {
+                    "Cause": error.strerror or error,
+                    "Folder": self.folder,
+                    "Last good state": self._last_state(),
+                },
+                "make room on the disk and run the same again; it goes on from the last state.",
+            ) from error
 
     def averaged(self) -> AbstractContextManager[None]:
         """A context in which the factors are their average, where the run keeps one."""
@@ -126,8 +159,6 @@ class Trainer:
     def _advance(self) -> None:
         started = time.perf_counter()
         loss, norm = self._optimizer_step()
-        self.step += 1
-        self.history.losses.append((self.step, loss))
         rate = max(self._schedule.get_last_lr())
         self.watcher.stepped(
             Progress(self.step, self.steps, loss, rate, norm, time.perf_counter() - started)
@@ -139,8 +170,12 @@ class Trainer:
         self._preview()
 
     def measure(self) -> Measured:
-        """Time and memory of the coming step; nothing is moved."""
+        """Time and memory of the coming step; nothing is moved.
+
+        The step runs once before: it makes latents that are not in the cache, and warms up.
+        """
         weights = [p for part in self.model.parts.values() for p in part.parameters()]
+        self._gradients()
         found = measured(self._gradients, weights)
         self._clear()
         return found
@@ -152,6 +187,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise self._diverged()
         self.processes.sum_gradients(self._parameters)
+        self._is_moving = True
         self._scaler.unscale_(self._optimizer)
         limit = self.config.optimizer.clip_norm or float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, limit))
@@ -159,6 +195,9 @@ class Trainer:
         self._scaler.update()
         self._schedule.step()
         self._average.step()
+        self.step += 1
+        self.history.losses.append((self.step, loss))
+        self._is_moving = False
         return loss, norm
 
     def _clear(self) -> None:
@@ -278,15 +317,18 @@ class Trainer:
                 picture = self.model.preview(prompt, config, size, seed, lora)
                 self.watcher.pictured(self.step, prompt, picture)
 
-    def _diverged(self) -> LoraError:
+    def _last_state(self) -> str:
+        states = state_files(self.folder)
+        return states[-1].name if states else "none was written"
+
+    def _diverged(self) -> FailedError:
         rate = max(self._schedule.get_last_lr())
-        states = sorted(self.folder.glob("state-*.safetensors"))
-        return LoraError(
+        return FailedError(
             f"The loss is no number at step {self.step + 1}.",
             {
                 "Learning rate": rate,
                 "Precision": self.config.run.precision,
-                "Last good state": states[-1].name if states else "none was written",
+                "Last good state": self._last_state(),
             },
             "lower the learning rate, clip gradients (clip_norm = 1), or compute in bf16 or fp32.",
         )
@@ -295,9 +337,9 @@ class Trainer:
         """Go on from the last state in the folder, if there is one; gives the steps done.
 
         Raises:
-            LoraError: the state is damaged, or of a run that was told something else.
+            LoraError: all states are damaged, or one is of a run that was told something else.
         """
-        state = latest_state(self.folder, self.key)
+        state = latest_state(self.folder, self.key, self.watcher.noted)
         if state is None:
             return 0
         if state.threads != threads():

@@ -48,6 +48,8 @@ def training_facts(
     alphas = {target.alpha for target in targets}
     per_epoch = found["ss_num_batches_per_epoch"] or 1
     data: dict[str, Any] = {"dataset": asdict(dataset.settings), "training": asdict(config)}
+    for name in ("preview", "checkpoint"):  # nothing in the file depends on them
+        del data["training"][name]
     data["dataset"] |= dict.fromkeys(
         ("folder", "regularisation", "mask_folder", "validation_folder"), ""
     )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 _T = TypeVar("_T")
+_ACCELERATORS = (torch.cuda, torch.xpu, torch.backends.mps)
 
 
 class Processes:
@@ -14,18 +15,29 @@ class Processes:
 
     The factors are few, so one sum of all gradients a step is cheaper than a wrapper around the
     model, and the same whatever the number of processes.
+
+    Args:
+        on_cpu: Whether the CPU computes though there is an accelerator; the first of a process
+            decides.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_cpu: bool = False) -> None:
         from accelerate.state import PartialState
 
-        self._state = state = PartialState()
+        # accelerate takes the processes of torchrun for single ones unless it is told of the CPU.
+        has_none = not any(kind.is_available() for kind in _ACCELERATORS)
+        self._state = state = PartialState(cpu=on_cpu or has_none)
         self._rank, self.count = state.process_index, state.num_processes
 
     @property
     def is_first(self) -> bool:
         """Whether this is the one that writes files."""
         return self._rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """Of this process."""
+        return self._state.device
 
     def wait(self) -> None:
         """Go on when all processes are here."""

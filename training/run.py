@@ -4,10 +4,11 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..lora_core.errors import FailedError, LoraError
 from ..lora_core.lora import Lora, load_lora, lora_from_tensors
 from ..version import VERSION
 from .checkpointing import checkpointed
@@ -22,12 +23,13 @@ from .injection import Factors, injected
 from .loop import History, Trainer
 from .metadata_facts import training_facts
 from .picture_feed import PictureFeed
-from .state import latest_state
+from .processes import Processes
 from .targets import TrainedTarget, choose_targets
 from .trainable import Trainable
 from .watcher import Watcher
 
-_FINISHED, _RECEIPT = "lora.safetensors", "receipt.json"
+_RECEIPT = "receipt.json"
+_MEASURED = ("losses", "validation")
 
 
 @dataclass(frozen=True)
@@ -95,48 +97,115 @@ def train(
         LoraError: something cannot be used, does nothing, or went wrong; states are kept.
     """
     finished = _finished(folder, key)
+    Processes().wait()  # all have looked before one writes
     if finished is not None:
         return finished
+    with _trainer(model, dataset, config, output, folder, cache, watcher, key) as trainer:
+        before = trainer.resume()
+        if not trainer.is_complete:
+            watcher.noted(_cost(trainer, output, trainer.steps - before))
+        trainer.run()
+        path, warnings = _finish(trainer, dataset, output)
+    new, is_complete = trainer.step - before, trainer.is_complete
+    return Outcome(path, load_lora(path), trainer.history, trainer.step, new, is_complete, warnings)
+
+
+def look(
+    model: Trainable,
+    dataset: Dataset,
+    config: TrainConfig,
+    output: Output,
+    cache: Path,
+    watcher: Watcher,
+) -> str:
+    """Check all that ``train`` would, compute one step that moves nothing, and say the cost.
+
+    Raises:
+        LoraError: something cannot be used, or would do nothing.
+    """
+    with _trainer(model, dataset, config, output, Path(), cache, watcher, "") as trainer:
+        return _cost(trainer, output, trainer.steps)
+
+
+@contextmanager
+def _trainer(
+    model: Trainable,
+    dataset: Dataset,
+    config: TrainConfig,
+    output: Output,
+    folder: Path,
+    cache: Path,
+    watcher: Watcher,
+    key: str,
+) -> Iterator[Trainer]:
+    """A trainer before its first step; afterwards the model is as it was."""
     check(config, model.levels, bool(dataset.validation))
     targets = choose_targets(model.parts, model.weights, config.adapter)
+    _refuse_form(output, targets)
     draws, seed = Draws(config.run.seed), config.run.seed
     with ExitStack() as stack:
         stack.enter_context(model.loaded())
-        factors = stack.enter_context(injected(model.parts, targets, config.adapter, seed, draws))
-        for part in _trained_parts(model, targets):
-            depth = config.run.gradient_checkpointing
-            stack.enter_context(checkpointed(part, depth, draws))
+        depth = config.run.gradient_checkpointing
+        stack.enter_context(checkpointed(model.parts["unet"], depth, draws))
+        put = injected(model.parts, targets, config.adapter, seed, draws, config.run.precision)
+        factors = stack.enter_context(put)
         frozen_text = not config.adapter.text_encoder
         feed = PictureFeed(model, dataset, config.run.batch_size, seed, cache, frozen_text)
-        steps = planned_steps(config, feed.batches_per_epoch)
-        trainer = Trainer(
+        yield Trainer(
             model,
             factors,
             feed,
             config,
-            steps,
+            planned_steps(config, feed.batches_per_epoch),
             folder,
             key,
             watcher,
             draws,
             lambda: _live_lora(output.name, modules_of(model, factors), model),
         )
-        before = trainer.resume()
-        if not trainer.is_complete:
-            size = size_of(factors, model.parts, output.dtype)
-            watcher.noted(cost_text(size, trainer.measure(), steps - before))
-        trainer.run()
-        is_complete = trainer.is_complete
-        path = folder / (_FINISHED if is_complete else f"lora-step-{trainer.step:08}.safetensors")
-        warnings: tuple[str, ...] = ()
-        if trainer.processes.is_first:
-            facts = training_facts(dataset, config, output, model, targets, trainer.step, steps)
-            with trainer.averaged():
-                modules = modules_of(model, factors)
-                warnings = _export(modules, model, path, output, facts, key if is_complete else "")
-        trainer.processes.wait()
-    new = trainer.step - before
-    return Outcome(path, load_lora(path), trainer.history, trainer.step, new, is_complete, warnings)
+
+
+def _cost(trainer: Trainer, output: Output, steps: int) -> str:
+    size = size_of(trainer.factors, trainer.model.parts, output.dtype)
+    return cost_text(size, trainer.measure(), steps)
+
+
+def _finish(trainer: Trainer, dataset: Dataset, output: Output) -> tuple[Path, tuple[str, ...]]:
+    """Write the file of a run that came to its end or was stopped; all processes wait for it."""
+    path = trainer.folder / _file_name(output, None if trainer.is_complete else trainer.step)
+    warnings: tuple[str, ...] = ()
+    if trainer.processes.is_first:
+        targets = [each.trained for each in trainer.factors]
+        config, model, steps = trainer.config, trainer.model, trainer.steps
+        facts = training_facts(dataset, config, output, model, targets, trainer.step, steps)
+        with trainer.averaged():
+            modules = modules_of(model, trainer.factors)
+        try:
+            warnings = _export(modules, trainer, path, output, facts)
+        except OSError as error:
+            raise FailedError(
+                "The LoRA cannot be written.",
+                {"Cause": error.strerror or error, "Folder": path.parent},
+                "make room on the disk and run the same again; no step is done anew.",
+            ) from error
+    trainer.processes.wait()
+    return path, warnings
+
+
+def _file_name(output: Output, step: int | None) -> str:
+    """In a run's folder; PEFT's form is a folder itself."""
+    ending = "" if output.form == "peft" else ".safetensors"
+    return f"lora{ending}" if step is None else f"lora-step-{step:08}{ending}"
+
+
+def _refuse_form(output: Output, targets: Sequence[TrainedTarget]) -> None:
+    components = list(dict.fromkeys(target.component for target in targets))
+    if output.form == "peft" and len(components) > 1:
+        raise LoraError(
+            "A PEFT folder holds the LoRA of one component.",
+            {"Components": ", ".join(components)},
+            'take output.form = "diffusers", or train one component.',
+        )
 
 
 def forget(folder: Path) -> None:
@@ -164,12 +233,6 @@ def modules_of(model: Trainable, factors: Sequence[Factors]) -> list[TrainedModu
     return found
 
 
-def _trained_parts(model: Trainable, targets: Sequence[TrainedTarget]) -> Iterator[object]:
-    for name in dict.fromkeys(target.component for target in targets):
-        if name == "unet":
-            yield model.parts[name]
-
-
 def _live_lora(name: str, modules: Sequence[TrainedModule], model: Trainable) -> Lora:
     tensors = exported_tensors(named_modules(modules, model.table), dtype="fp32")
     return lora_from_tensors(name, {key: tensor.clone() for key, tensor in tensors.items()})
@@ -177,17 +240,24 @@ def _live_lora(name: str, modules: Sequence[TrainedModule], model: Trainable) ->
 
 def _export(
     modules: Sequence[TrainedModule],
-    model: Trainable,
+    trainer: Trainer,
     path: Path,
     output: Output,
     facts: Mapping[str, str],
-    finished_key: str,
 ) -> tuple[str, ...]:
     """Write the file; a finished run gets its receipt last of all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = export(modules, model.table, path, output.form, output.dtype, facts, overwrite=True)
-    if finished_key:
-        told = {"key": finished_key, "sha256": found.sha256, "warnings": list(found.warnings)}
+    table = trainer.model.table
+    found = export(modules, table, path, output.form, output.dtype, facts, overwrite=True)
+    if trainer.is_complete:
+        told = {
+            "key": trainer.key,
+            "file": path.name,
+            "sha256": found.sha256,
+            "steps": trainer.step,
+            **asdict(trainer.history),
+            "warnings": list(found.warnings),
+        }
         draft = path.with_name(f"{_RECEIPT}.new")
         draft.write_text(json.dumps(told, indent=1), encoding="utf-8")
         draft.replace(path.with_name(_RECEIPT))
@@ -195,17 +265,13 @@ def _export(
 
 
 def _finished(folder: Path, key: str) -> Outcome | None:
-    receipt = folder / _RECEIPT
-    if not receipt.is_file():
-        return None
-    told = json.loads(receipt.read_text(encoding="utf-8"))
-    path = folder / _FINISHED
-    if told["key"] != key or not path.is_file():
-        return None
-    lora = load_lora(path)
-    if lora.sha256 != told["sha256"]:
+    """What a run left that came to its end; None where something of it was lost or changed."""
+    try:
+        told = json.loads((folder / _RECEIPT).read_text(encoding="utf-8"))
+        path, lora = folder / told["file"], load_lora(folder / told["file"])
+        if told["key"] != key or lora.sha256 != told["sha256"]:
+            return None
+        history = History(**{name: [tuple(pair) for pair in told[name]] for name in _MEASURED})
+        return Outcome(path, lora, history, told["steps"], 0, True, tuple(told["warnings"]))
+    except (OSError, ValueError, KeyError):
         return None  # the last state makes it again
-    state = latest_state(folder, key)
-    history = History.of(state) if state is not None else History()
-    steps = state.step if state is not None else 0
-    return Outcome(path, lora, history, steps, 0, True, tuple(told["warnings"]))

@@ -1,7 +1,7 @@
 """A run between two steps, as one file: enough to go on with the same bits."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..lora_core.errors import LoraError
+from ..lora_core.errors import DamagedFileError, LoraError
 from ..lora_core.files.safetensors_file import open_safetensors
 from ..lora_core.files.write import write_safetensors
 
@@ -53,26 +53,44 @@ def save_state(folder: Path, state: RunState, keep: int) -> Path:
         "facts": json.dumps(state.facts),
     }
     write_safetensors(path, dict(state.tensors), header, overwrite=True)
-    for old in _paths(folder)[:-keep]:
+    for old in state_files(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path
 
 
-def latest_state(folder: Path, key: str) -> RunState | None:
-    """The last state of a run that was told the same; None where there is none.
+def latest_state(folder: Path, key: str, noted: Callable[[str], None]) -> RunState | None:
+    """The last whole state of a run that was told the same; None where there is none.
+
+    Args:
+        folder: Of the run.
+        key: What it was told.
+        noted: Is told of each damaged file that is passed over.
 
     Raises:
-        LoraError: a state is damaged, or of a run that was told something else.
+        LoraError: all states are damaged, or one is of a run that was told something else.
     """
-    paths = _paths(folder)
+    paths = state_files(folder)
+    for path in reversed(paths):
+        try:
+            return _read(path, key)
+        except DamagedFileError as error:
+            noted(f"{path.name} is damaged ({error.headline}); the state before it is looked for.")
     if not paths:
         return None
-    file = open_safetensors(paths[-1], _HEADER_BYTES)
+    raise LoraError(
+        "Every state of this run is damaged.",
+        {"Folder": folder, "States": ", ".join(path.name for path in paths)},
+        "delete the folder to begin again, and look at the disk.",
+    )
+
+
+def _read(path: Path, key: str) -> RunState:
+    file = open_safetensors(path, _HEADER_BYTES)
     header = file.metadata
     if header.get(_MARK) != _VERSION or header.get("key") != key:
         raise LoraError(
             "The folder holds a run with other settings, pictures or base.",
-            {"Folder": folder, "State": paths[-1].name},
+            {"Folder": path.parent, "State": path.name},
             "name another folder, or delete this one to begin again.",
         )
     return RunState(
@@ -111,5 +129,6 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
-def _paths(folder: Path) -> list[Path]:
+def state_files(folder: Path) -> list[Path]:
+    """Of a run, by step."""
     return sorted(folder.glob(_STATE))

@@ -47,7 +47,8 @@ class Base:
 
     def __init__(self, weights: Mapping[str, Tensor], files: Mapping[str, StoredRows]) -> None:
         self.weights = weights
-        opened = {place.path: open_safetensors(place.path) for place in files.values()}
+        paths = dict.fromkeys(place.path for place in files.values())
+        opened = {path: open_safetensors(path) for path in paths}
         self._base_files = {
             name: CheckpointRows(opened[place.path], place.key, place.first_row)
             for name, place in files.items()

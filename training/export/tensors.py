@@ -3,17 +3,16 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ...lora_core.errors import LoraError, UnknownChoiceError
 from ...lora_core.formats.peft_config import HEADER_KEY
+from ..config import Form
 from .names import ExportTable, ModuleNames
 from .trained import TrainedModule
 
-Form = Literal["kohya", "peft", "diffusers"]
 FORMS = ("kohya", "peft", "diffusers")
 DTYPES: Mapping[str, torch.dtype] = {
     "fp32": torch.float32,

@@ -1,0 +1,336 @@
+"""``lora-workbench train`` as a user meets it, on the demo's base and drawn pictures."""
+
+import errno
+import importlib.util
+import json
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import tomllib
+import torch
+
+from lora_workbench.headless import train_run
+from lora_workbench.headless.cli import main
+from lora_workbench.headless.demo_model.pictures import draw_scene, random_scenes
+from lora_workbench.headless.demo_model.write import write_demo_checkpoint
+from lora_workbench.headless.train_keys import all_keys, example_config
+from lora_workbench.lora_core.lora import load_lora
+from lora_workbench.training import export, state
+from lora_workbench.training.config_file import parse_toml, read_config
+from lora_workbench.training.file_config import FileConfig
+
+CONFIG = """\
+[model]
+checkpoint = "base/checkpoints/demo.safetensors"
+[dataset]
+folder = "pictures"
+resolution = 64
+bucket_step = 32
+[adapter]
+rank = 2
+targets = ["attn2"]
+[optimizer]
+rate = 1e-3
+[run]
+steps = 4
+batch_size = 2
+[checkpoint]
+every = 2
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    found = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(found)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_demo_checkpoint(tmp_path_factory.mktemp("base"))
+
+
+class User:
+    """A folder with a configuration, a base and pictures, and a command line."""
+
+    def __init__(self, folder, base, capsys):
+        self.folder, self._capsys = folder, capsys
+        (folder / "base" / "checkpoints").mkdir(parents=True)
+        (folder / "base" / "checkpoints" / base.name).symlink_to(base)
+        pictures = folder / "pictures"
+        pictures.mkdir()
+        for number, scene in enumerate(random_scenes(5, 1)):
+            draw_scene(scene).resize((64, 64)).save(pictures / f"{number}.png")
+            (pictures / f"{number}.txt").write_text(scene.caption)
+
+    def train(self, *arguments, changes=()):
+        """Exit code, standard output and standard error; ``changes`` are of the configuration."""
+        text = CONFIG
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        (self.folder / "run.toml").write_text(text)
+        return self.call(str(self.folder / "run.toml"), "--runs", str(self.runs), *arguments)
+
+    def call(self, *arguments):
+        self._capsys.readouterr()
+        code = main(["train", *arguments])
+        return (code, *self._capsys.readouterr())
+
+    @property
+    def runs(self):
+        return self.folder / "runs"
+
+    def states(self):
+        return sorted(path.name for path in self.runs.glob("*/state-*"))
+
+
+@pytest.fixture
+def user(tmp_path, base, capsys):
+    return User(tmp_path, base, capsys)
+
+
+def test_the_example_is_valid_with_its_two_required_keys_and_as_a_whole():
+    told = read_config(FileConfig, parse_toml(example_config(), "example"))
+    assert (told.model.checkpoint, told.dataset.folder) == ("", "")
+    defaults = read_config(FileConfig, {"model": {"checkpoint": ""}, "dataset": {"folder": ""}})
+    assert told == defaults
+    active = re.sub(r"^# (\w+ = .+|\[\[.*)$", r"\1", example_config(), flags=re.M)
+    assert read_config(FileConfig, tomllib.loads(active)).adapter.rules[0].select == "attn2"
+
+
+def test_every_key_is_told(user):
+    code, out, _ = user.call("--keys")
+    assert code == 0
+    for key in all_keys():
+        assert f"{key.table}.{key.name} " in out
+        assert key.text
+
+
+def test_the_users_page_has_the_table_of_all_keys():
+    from lora_workbench.headless.train_keys import markdown_table
+
+    page = Path(__file__).parents[2] / "docs" / "training.md"
+    assert markdown_table() in page.read_text(encoding="utf-8")
+
+
+def test_a_lora_is_trained_written_and_not_trained_twice(user):
+    output = user.folder / "dots.safetensors"
+    code, out, err = user.train("-o", str(output))
+    assert code == 0
+    assert "4 steps, 4 of them now" in out
+    assert "numbers in 64 modules are trained" in err
+    content = output.read_bytes()
+    assert len(load_lora(output).modules) == 64
+    code, out, err = user.train("-o", str(output))
+    assert (code, out) == (2, "")
+    assert "add --force" in err
+    code, out, _ = user.train("-o", str(output), "--force", "--json")
+    told = json.loads(out)
+    assert (code, told["steps"], told["new_steps"], told["is_complete"]) == (0, 4, 0, True)
+    assert output.read_bytes() == content
+    code, out, _ = user.train("--retrain", "--json")
+    told = json.loads(out)
+    assert told["new_steps"] == 4
+    assert Path(told["file"]).read_bytes() == content
+
+
+def test_a_check_says_the_cost_and_leaves_no_run(user):
+    code, out, err = user.train("--check")
+    assert (code, out) == (0, "")
+    assert "5 pictures" in err
+    assert re.search(r"time: about .* for 4 steps", err)
+    assert [path.name for path in user.runs.iterdir()] == ["cache"]
+
+
+class _Interrupted(train_run.CommandWatcher):
+    """Ctrl-C is pressed after step 1, ``times`` times."""
+
+    times = 1
+
+    def stepped(self, progress):
+        super().stepped(progress)
+        if progress.step == 1:
+            for _ in range(self.times):
+                signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_keeps_what_was_learnt_and_the_same_command_goes_on(user, monkeypatch, times):
+    output = user.folder / "dots.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(_Interrupted, "times", times)
+        patch.setattr(train_run, "CommandWatcher", _Interrupted)
+        code, out, err = user.train("-o", str(output))
+    assert code == 1
+    assert user.states() == ["state-00000001.safetensors"]
+    assert not output.exists()
+    assert "stopping after this step" in err
+    stopped = user.folder / "dots-step-00000001.safetensors"
+    if times == 1:
+        assert "stopped; the same command goes on: 1 steps" in out
+        assert load_lora(stopped).modules
+    else:
+        assert "The last state is kept" in err
+        assert not stopped.exists()
+    code, out, _ = user.train("-o", str(output))
+    assert code == 0
+    assert "4 steps, 3 of them now" in out
+    user.train("--retrain", "-o", str(user.folder / "whole.safetensors"))
+    assert output.read_bytes() == (user.folder / "whole.safetensors").read_bytes()
+
+
+WRONG = {
+    "steps = 4": ("step = 4", "Fix: use 'run.steps'"),
+    "[run]": ("[runs]", "Fix: use 'run'"),
+    "steps = 4 ": ("steps = '4'", "Expected: a whole number"),
+    "[run] ": ("[run", "mend the line"),
+    'folder = "pictures"': ("", "dataset.folder is not given"),
+    '"pictures"': ('"picture"', "does not exist"),
+    "demo.safetensors": ("dmo.safetensors", "use 'demo.safetensors'"),
+    '["attn2"]': ('["atn2"]', "Unknown selector 'atn2'"),
+    "rate = 1e-3": ('name = "adamww"', "use 'adamw'"),
+    "batch_size = 2": ("batch_size = 9", "larger than the dataset"),
+    "steps = 4  ": ("steps = 0", "run.epochs cannot be 0"),
+    "every = 2": ('every = 2\n[output]\ndtype = "fp8"', "Known: bf16, fp16, fp32"),
+    "every = 2 ": ('every = 2\n[preview]\nsampler = "eulr"', "use 'euler'"),
+    "every = 2  ": ("every = 2\n[preview]\nsize = [65, 64]", "multiples of 8"),
+    "[dataset]": ('device = "abacus"\n[dataset]', "The device 'abacus' cannot be used"),
+}
+
+
+@pytest.mark.parametrize("old", WRONG)
+def test_what_cannot_be_used_is_told_before_anything_is_trained(user, old):
+    new, message = WRONG[old]
+    code, out, err = user.train(changes=[(old.rstrip(), new)])
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Fix: " in err
+    assert user.states() == []
+
+
+def test_a_missing_configuration_or_output_folder_is_told(user):
+    assert "name a TOML file" in user.call(str(user.folder / "no.toml"))[2]
+    assert "--example" in user.call()[2]
+    assert "make it first" in user.train("-o", str(user.folder / "no" / "a.safetensors"))[2]
+    assert "use 'a.safetensors'" in user.train("-o", str(user.folder / "a.ckpt"))[2]
+
+
+def test_missing_libraries_are_named_with_one_pip_line(user, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "peft" else find(name)
+    )
+    code, _, err = user.train()
+    assert code == 2
+    assert "Missing: peft" in err
+    assert 'pip install "comfyui-lora-workbench[train]"' in err
+
+
+def test_pictures_and_captions_that_cannot_be_read(user):
+    pictures = user.folder / "pictures"
+    (pictures / "0.txt").write_bytes("caf\xe9".encode("latin-1"))
+    code, _, err = user.train()
+    assert code == 2
+    assert "0.txt" in err
+    assert "save them as UTF-8" in err
+    (pictures / "0.txt").write_text("a dot")
+    (pictures / "0.png").write_bytes((pictures / "0.png").read_bytes()[:40])
+    code, _, err = user.train()
+    assert code == 0
+    assert "unreadable picture: 1 (left out; replace or delete the file)" in err
+    for path in pictures.iterdir():
+        path.unlink()
+    code, _, err = user.train()
+    assert code == 2
+    assert "holds no picture" in err
+
+
+def test_pictures_of_any_size_are_fitted_and_told(user):
+    draw_scene(random_scenes(1, 2)[0]).resize((8, 8)).save(user.folder / "pictures" / "small.png")
+    draw_scene(random_scenes(1, 3)[0]).resize((300, 40)).save(user.folder / "pictures" / "long.png")
+    code, _, err = user.train("--check")
+    assert code == 0
+    assert "small.png: 8 x to 64x64" in err
+    assert "long.png" in err
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_states(user):
+    code, out, err = user.train(
+        changes=[("rate = 1e-3", "rate = 1e30\nclip_norm = 0"), ("every = 2", "every = 1")]
+    )
+    assert (code, out) == (1, "")
+    assert "The loss is no number at step 2" in err
+    assert "Last good state: state-00000001.safetensors" in err
+    assert user.states() == ["state-00000001.safetensors"]
+
+
+def _full(write, chosen):
+    def refuse(path, *arguments, **named):
+        if chosen(Path(path)):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, *arguments, **named)
+
+    return refuse
+
+
+def test_a_full_disk_while_saving_a_state_keeps_those_before(user, monkeypatch):
+    with monkeypatch.context() as patch:
+        refuse = _full(state.write_safetensors, lambda path: "00000004" in path.name)
+        patch.setattr(state, "write_safetensors", refuse)
+        code, out, err = user.train()
+    assert (code, out) == (1, "")
+    assert "The state of step 4 cannot be written" in err
+    assert "Cause: No space left on device" in err
+    assert "Fix: make room" in err
+    assert user.states() == ["state-00000002.safetensors"]
+    assert "4 steps, 2 of them now" in user.train()[1]
+
+
+def test_a_full_disk_while_exporting_loses_no_step(user, monkeypatch):
+    with monkeypatch.context() as patch:
+        refuse = _full(export.write.write_safetensors, lambda path: True)
+        patch.setattr(export.write, "write_safetensors", refuse)
+        code, _, err = user.train()
+    assert code == 1
+    assert "The LoRA cannot be written" in err
+    assert "no step is done anew" in err
+    assert list(user.runs.glob("*/lora*")) == []
+    assert "4 steps, 0 of them now" in user.train()[1]
+
+
+def test_a_damaged_last_state_is_named_and_the_one_before_it_is_used(user, monkeypatch):
+    whole = user.folder / "whole.safetensors"
+    user.train("-o", str(whole))
+    (run,) = (path for path in user.runs.iterdir() if path.name != "cache")
+    for name in ("receipt.json", "lora.safetensors"):
+        (run / name).unlink()
+    last = run / "state-00000004.safetensors"
+    last.write_bytes(last.read_bytes()[:-100])
+    code, out, err = user.train("-o", str(user.folder / "again.safetensors"))
+    assert code == 0
+    assert "state-00000004.safetensors is damaged" in err
+    assert "4 steps, 2 of them now" in out
+    assert (user.folder / "again.safetensors").read_bytes() == whole.read_bytes()
+    for name in ("receipt.json", "lora.safetensors"):
+        (run / name).unlink()
+    for path in run.glob("state-*"):
+        path.write_bytes(path.read_bytes()[:200])
+    code, _, err = user.train()
+    assert code == 2
+    assert "Every state of this run is damaged" in err
+
+
+def test_peft_s_form_is_a_folder(user):
+    changes = [("every = 2", 'every = 2\n[output]\nform = "peft"')]
+    output = user.folder / "adapter"
+    code, *_ = user.train("-o", str(output), changes=changes)
+    assert code == 0
+    assert len(load_lora(output).modules) == 64
+    assert "0 of them now" in user.train("-o", str(output), "--force", changes=changes)[1]
+    shutil.rmtree(output)

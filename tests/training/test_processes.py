@@ -1,0 +1,96 @@
+"""Two processes on one run, on the CPU.
+
+``accelerate launch`` starts several on GPUs only; on the CPU it is ``torchrun``, which it calls.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_workbench.lora_core.files.safetensors_file import open_safetensors
+from lora_workbench.training.config import AdapterConfig, CheckpointConfig, ValidationConfig
+
+from .runs import ListFeed, Quiet, run, short_run
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import os
+import sys
+from pathlib import Path
+import torch
+from tests.training.test_processes import both
+torch.set_num_threads(1)
+both(Path(sys.argv[1]), int(os.environ["RANK"]))
+"""
+STEPS = 3
+
+
+def both(folder, process):
+    """A run with two pictures a batch, which process 1 asks to stop; one with a single picture."""
+    for batch_size in (2, 1):
+        config = short_run(AdapterConfig(rank=2, dropout=0.2), steps=STEPS, accumulation=2)
+        config = type(config)(
+            **{
+                **vars(config),
+                "validation": ValidationConfig(every=1),
+                "checkpoint": CheckpointConfig(every=1, keep=9),
+            }
+        )
+        feed = ListFeed(count=4, batch_size=batch_size)
+        watcher = Quiet(stop_after=2 if process and batch_size == 2 else None)
+        values, losses = run(config, folder / f"batch-{batch_size}", feed=feed, watcher=watcher)
+        facts = {"process": process, "losses": losses, "measured": watcher.measured}
+        torch.save({**facts, "values": values}, folder / f"{process}-{batch_size}.pt")
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "both.py").write_text(SCRIPT)
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    done = subprocess.run(
+        [sys.executable, *launch, str(folder / "both.py"), str(folder)],
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def found(folder, process, batch_size):
+    return torch.load(folder / f"{process}-{batch_size}.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("batch_size", [2, 1])
+def test_two_processes_give_what_one_gives(two_processes, tmp_path, batch_size):
+    """Also with a batch of one, where the second process has no sample; the sums round."""
+    both(tmp_path, 0)
+    alone = found(tmp_path, 0, batch_size)
+    first, second = (found(two_processes, process, batch_size) for process in (0, 1))
+    assert first["losses"] == second["losses"]
+    assert first["measured"] == second["measured"]
+    for name, value in first["values"].items():
+        assert torch.equal(value, second["values"][name])
+    count = len(first["losses"])
+    assert first["losses"] == pytest.approx(alone["losses"][:count], rel=1e-5)
+    if count == STEPS:
+        for name, value in first["values"].items():
+            torch.testing.assert_close(value, alone["values"][name], rtol=1e-3, atol=1e-5)
+
+
+def test_all_stop_at_the_step_at_which_one_is_asked_to(two_processes):
+    assert [len(found(two_processes, process, 2)["losses"]) for process in (0, 1)] == [2, 2]
+
+
+def test_the_first_process_alone_writes_states(two_processes):
+    states = sorted(path.name for path in two_processes.glob("batch-1/*"))
+    assert states == [f"state-{step:08}.safetensors" for step in (1, 2, 3)]
+    assert open_safetensors(two_processes / "batch-1" / states[-1]).metadata["step"] == "3"
