@@ -124,4 +124,4 @@ def test_the_details(palette, name):
 
 def test_the_report(palette):
     palette.prompt(LOAD_AND_INSPECT)
-    assert problems(palette.page, "textarea[readonly]") == []
+    assert problems(palette.page, ".lw-report") == []

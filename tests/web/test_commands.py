@@ -109,6 +109,6 @@ def test_rows_that_cannot_be_read_are_left_alone(editor):
 
 def test_every_command_stands_in_the_menu(frontend):
     labels = frontend.page.evaluate(LABELS)
-    assert len(labels) == 5
+    assert len(labels) == 6
     menu = json.loads(frontend.page.evaluate(MENU))
     assert sorted(menu) == sorted(labels)

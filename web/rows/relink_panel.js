@@ -53,8 +53,8 @@ function item(file, host, choose) {
   const hash = sha256 ? `sha256 ${sha256.slice(0, SHOWN_OF_HASH)}...` : "no hash was saved";
   return element(
     "li",
-    { class: "lw-row" },
-    element("div", { class: "lw-verdict", "data-level": found ? "partial" : "wrong" }, name),
+    { class: "lw-wanted" },
+    element("div", { class: "lw-wanted-name", "data-level": found ? "partial" : "wrong" }, name),
     element("div", { class: "lw-dim lw-under", title: sha256 ?? "" }, `${labels.join(", ")}; ${hash}`),
     found || !problem ? null : element("div", { class: "lw-dim lw-under" }, problem),
     found ? element("div", { class: "lw-under" }, `is ${found}`) : choice(file, host, choose),
