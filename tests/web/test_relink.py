@@ -38,7 +38,9 @@ def pins(server):
         write_lora(path, unet_modules("sd15")[:3], {}, alpha=float(alpha))
         data = path.read_bytes()
         found[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    return found
+    yield found
+    for name in found:  # other tests count files
+        (server.loras / name).unlink()
 
 
 def rows_node(number, kind, *rows):
