@@ -104,13 +104,13 @@ function* listed(facts) {
 }
 
 function folded({ count, verdict, reason, keys }) {
-  const told = say(count === 1 ? "reportTensor" : "reportTensors", { count, verdict, reason });
+  const summary = say(count === 1 ? "reportTensor" : "reportTensors", { count, verdict, reason });
   const left = count - keys.length;
   const more = left > 0 ? [element("li", {}, say("reportMore", { count: left }))] : [];
   return element(
     "details",
     {},
-    element("summary", {}, told),
+    element("summary", {}, summary),
     element("ul", { class: "lw-keys" }, ...keys.map((key) => element("li", {}, key)), ...more),
   );
 }
