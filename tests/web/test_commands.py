@@ -71,6 +71,7 @@ def test_shift_i_shows_the_file_of_the_row_that_had_the_focus_last(editor, anoth
     for name in (another, LORA):
         editor.page.keyboard.press("Shift+I")
         dialog = editor.page.get_by_role("dialog", name=name)
+        dialog.locator("h2").first.wait_for()  # what comes moves the button
         dialog.get_by_role("button", name="Close").click()
         dialog.wait_for(state="detached")
         editor.strength(LORA).focus()
