@@ -1,5 +1,6 @@
 // Text into the clipboard, also on pages that came over plain HTTP from another machine: these have
 // no `navigator.clipboard`.
+import { say } from "./messages.js";
 
 export async function copyText(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
@@ -11,5 +12,5 @@ export async function copyText(text) {
   window.addEventListener("copy", give, { capture: true, once: true });
   const done = document.execCommand("copy");
   window.removeEventListener("copy", give, { capture: true });
-  if (!done) throw new Error("The page may not use the clipboard.");
+  if (!done) throw new Error(say("noClipboard"));
 }

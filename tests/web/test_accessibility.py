@@ -4,8 +4,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from .conftest import LORA
+from .test_live import Probe
+from .test_relink import FIND
 from .test_report import LOAD_AND_INSPECT
-from .test_rows import Editor
+from .test_rows import WITH_CHECKPOINT, Editor, header_only_checkpoint
 
 SERIOUS = ("serious", "critical")
 PALETTE = "(name) => app.extensionManager.setting.set('Comfy.ColorPalette', name)"
@@ -124,4 +126,28 @@ def test_the_details(palette, name):
 
 def test_the_report(palette):
     palette.prompt(LOAD_AND_INSPECT)
-    assert problems(palette.page, "textarea[readonly]") == []
+    assert problems(palette.page, ".lw-report") == []
+
+
+def test_the_weighting(palette, server):
+    header_only_checkpoint(server.checkpoints / "axe-sd15.safetensors", "sd15")
+    editor = Editor(palette)
+    editor.page.evaluate(WITH_CHECKPOINT, "axe-sd15.safetensors")
+    editor.rows = [{"name": LORA, "weighting": "IN04=0.5, attn2=0"}]
+    editor.button(f"Weighting of {LORA}").click()
+    editor.root.get_by_role("slider").first.wait_for()
+    assert problems(editor.page, ".lw-rows") == []
+
+
+def test_the_missing_files(palette):
+    Editor(palette).rows = [{"name": "axe-missing.safetensors"}]
+    palette.page.evaluate(FIND)
+    palette.page.locator(".lw-relink").wait_for()
+    assert problems(palette.page, ".lw-relink") == []
+    palette.page.evaluate("() => document.querySelector('.lw-relink').remove()")
+
+
+def test_the_live_panel(palette):
+    probe = Probe(palette, steps=12)
+    palette.run()
+    assert problems(probe.page, ".lw-live") == []

@@ -38,7 +38,9 @@ def pins(server):
         write_lora(path, unet_modules("sd15")[:3], {}, alpha=float(alpha))
         data = path.read_bytes()
         found[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    return found
+    yield found
+    for name in found:  # other tests count files
+        (server.loras / name).unlink()
 
 
 def rows_node(number, kind, *rows):
@@ -59,8 +61,12 @@ def with_subgraph(*nodes, inside):
 class Opened:
     """A workflow as the canvas shows it, and the panel beside it."""
 
+    count = 0
+
     def __init__(self, frontend):
         self.page = frontend.page
+        Opened.count += 1  # what was put away stays away while the page lives
+        self.missing = f"stile{Opened.count}.safetensors"
         self.page.set_default_timeout(20_000)
         self.panel = self.page.get_by_role("region", name="LoRA files of this workflow")
 
@@ -92,7 +98,7 @@ def opened(shown):
 
 def test_all_files_are_put_in_place_in_one_step_of_undo(opened, pins):
     moved = {"name": "gone/elsewhere.safetensors", **pins[KNOWN], "weighting": "IN=0.5"}
-    missing = {"name": "stile.safetensors", "model": 0.5}
+    missing = {"name": opened.missing, "model": 0.5}
     windows = {"name": WINDOWS.replace("/", "\\")}
     workflow = with_subgraph(
         rows_node(1, APPLY, moved, missing, {"name": LORA}),
@@ -122,10 +128,10 @@ def test_all_files_are_put_in_place_in_one_step_of_undo(opened, pins):
 
 
 def test_a_file_is_chosen_from_the_list(opened):
-    opened.open(canvas(rows_node(1, STACK, {"name": "nothing-like-it.safetensors"})))
+    opened.open(canvas(rows_node(1, STACK, {"name": f"nothing/like-{opened.missing}"})))
     opened.panel.wait_for()
     assert opened.button("Use 0 files").is_disabled()
-    opened.button("Choose a file in place of nothing-like-it.safetensors").click()
+    opened.button(f"Choose a file in place of nothing/like-{opened.missing}").click()
     opened.page.get_by_role("combobox", name="Search LoRAs").fill("known")
     opened.page.locator(".lw-found li").first.wait_for()
     opened.page.keyboard.press("Enter")
@@ -134,7 +140,7 @@ def test_a_file_is_chosen_from_the_list(opened):
 
 
 def test_a_panel_put_away_stays_away_until_it_is_asked_for(opened):
-    workflow = canvas(rows_node(1, STACK, {"name": "put-away.safetensors"}))
+    workflow = canvas(rows_node(1, STACK, {"name": opened.missing}))
     opened.open(workflow).panel.wait_for()
     opened.button("Put away").click()
     opened.open(workflow).page.wait_for_timeout(1500)

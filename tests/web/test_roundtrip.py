@@ -15,7 +15,7 @@ from lora_workbench.lora_core.files.safetensors_file import open_safetensors
 from ..comfy.comfy_source import cache_dir, comfyui_path
 from .test_rows import Editor
 
-CHECKPOINT, STYLE, DETAIL = "slim.safetensors", "slim-style.safetensors", "slim-detail.safetensors"
+CHECKPOINT, STYLE, DETAIL = "slim.safetensors", "slim-ink.safetensors", "slim-detail.safetensors"
 APPLY, STACK, SAVE = "LoraWorkbenchApply", "LoraWorkbenchStack", "LoraWorkbenchSaveModel"
 BUILD = """async ([checkpoint]) => {
     await app.refreshComboInNodes()
@@ -72,11 +72,14 @@ QUEUE = """async () => {
 
 @pytest.fixture(scope="module", autouse=True)
 def _files(server):
-    """The checkpoint and its LoRAs in ComfyUI's folders."""
+    """The checkpoint and its LoRAs in ComfyUI's folders, for this module alone."""
     script = Path(__file__).parent / "slim_files.py"
     paths = (server.checkpoints / CHECKPOINT, server.loras / STYLE, server.loras / DETAIL)
     command = [sys.executable, script, comfyui_path(), cache_dir(), *paths]
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    yield
+    for path in paths:  # other tests count files
+        path.unlink()
 
 
 class Canvas(Editor):
@@ -126,7 +129,8 @@ def fill_rows(canvas):
     canvas.add_file(DETAIL)
     canvas.type_in(canvas.strength(DETAIL), "0.5")
     canvas.button(f"Weighting of {DETAIL}").click()
-    canvas.type_in(canvas.root.get_by_role("textbox").last, "IN00-03=0.5, te=0.25")
+    field = canvas.root.get_by_role("textbox", name=f"Weighting of {DETAIL}", exact=True)
+    canvas.type_in(field, "IN00-03=0.5, te=0.25")
     canvas.button(f"Duplicate {STYLE}").click()
     canvas.root.get_by_role("checkbox", name=f"{STYLE} on").nth(1).uncheck()
     canvas.wait_for_pins(APPLY, 3)

@@ -442,7 +442,6 @@ def test_a_missing_file_is_replaced_in_the_whole_workflow(editor):
     dialog.get_by_role("button", name="Use another file").click()
     search = editor.page.get_by_role("combobox", name="Search LoRAs")
     assert search.input_value() == "stile"
-    editor.page.locator(".lw-found li").first.wait_for()
     search.fill("style")
     editor.page.locator(".lw-found li").first.wait_for()
     editor.page.keyboard.press("Enter")

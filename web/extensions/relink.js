@@ -5,6 +5,7 @@
 import { allNodes } from "../all_nodes.js";
 import { app } from "../comfy.js";
 import { offered } from "../commands.js";
+import { say } from "../messages.js";
 import { pickLoras } from "../rows/picker.js";
 import { relinked, wantedFiles } from "../rows/relink.js";
 import { relinkPanel } from "../rows/relink_panel.js";
@@ -37,7 +38,7 @@ class Panel {
     const files = (await Promise.all(wanted.map(looked))).filter(({ name, found }) => found !== name);
     if (number !== this.asked) return; // another workflow has come meanwhile
     const key = JSON.stringify(files.map((file) => file.key));
-    if (always && !files.length) this.tell("All LoRA files of this workflow are here.");
+    if (always && !files.length) this.tell(say("relinkAllHere"));
     if (!files.length || (!always && this.putAway.has(key))) return;
     const close = () => {
       this.putAway.add(key);

@@ -1,12 +1,13 @@
 // A line chart as inline SVG in the theme's colours; told in words for those who do not see it.
 import { HEIGHT, WIDTH, layOut } from "./geometry.js";
 import { curveText } from "./words.js";
+import { say } from "../messages.js";
 import { element } from "../rows/element.js";
 import { drawn, short } from "../svg.js";
 
 export class Chart {
   constructor() {
-    this.title = drawn("title", {}, "Chart");
+    this.title = drawn("title", {});
     this.desc = drawn("desc", {});
     this.marks = drawn("g", {});
     const shape = { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", class: "lw-chart" };
@@ -21,7 +22,7 @@ export class Chart {
     this.root.hidden = !names.length;
     if (!names.length) return;
     const { lines, area, across, up } = layOut(series);
-    this.title.textContent = `Chart of ${names.join(", ")}`;
+    this.title.textContent = say("liveChart", { names: names.join(", ") });
     this.desc.textContent = names.map((name) => curveText(name, series[name])).join(". ");
     this.svg.setAttribute("aria-label", `${this.title.textContent}. ${this.desc.textContent}`);
     this.marks.replaceChildren(

@@ -1,6 +1,7 @@
 // How a long-running node gets on: progress, a chart, pictures, and two ways to stop it.
 import { Chart } from "./chart.js";
 import { progressText, stateText } from "./words.js";
+import { say } from "../messages.js";
 import { keepInside } from "../panel.js";
 import { openDialog } from "../rows/dialog.js";
 import { element } from "../rows/element.js";
@@ -14,16 +15,16 @@ export class LivePanel {
     this.host = host;
     this.state = null;
     this.thumbnails = new Map(); // by address
-    this.bar = element("progress", { "aria-label": "Steps done" });
+    this.bar = element("progress", { "aria-label": say("liveStepsDone") });
     this.line = element("p", { class: "lw-live-line" });
     this.status = element("p", { class: "lw-dim", role: "status" });
-    this.keep = button("Stop and keep", "End now, with what there is", () => this.onKeep());
-    this.stop = button("Stop", "Interrupt the run; nothing is kept", () => host.stop(this.state));
+    this.keep = button(say("liveStopKeep"), say("liveStopKeepHelp"), () => this.onKeep());
+    this.stop = button(say("liveStop"), say("liveStopHelp"), () => host.stop(this.state));
     this.chart = new Chart();
-    this.strip = element("ul", { class: "lw-pictures", "aria-label": "Pictures" });
+    this.strip = element("ul", { class: "lw-pictures", "aria-label": say("livePictures") });
     const buttons = element("div", { class: "lw-live-top" }, this.bar, this.keep, this.stop);
     const parts = [buttons, this.status, this.line, this.chart.root, this.strip];
-    const attributes = { class: "lw-live", role: "group", "aria-label": "Live panel" };
+    const attributes = { class: "lw-live", role: "group", "aria-label": say("live") };
     this.root = element("div", attributes, ...parts);
     keepInside(this.root);
     this.render();
@@ -45,7 +46,7 @@ export class LivePanel {
     this.bar.value = step;
     this.keep.disabled = !isRunning || state.keep;
     this.stop.disabled = !isRunning;
-    setText(this.status, state ? stateText(state) : "Not run yet");
+    setText(this.status, state ? stateText(state) : say("liveIdle"));
     setText(this.line, state ? progressText(state.progress, isRunning) : "");
     this.root.dataset.state = state?.state ?? "idle";
     this.chart.show(state?.points ?? {});
@@ -70,16 +71,16 @@ export class LivePanel {
 
   thumbnail({ number, caption }) {
     const source = this.host.picture(this.state, number);
-    const label = caption || `picture ${number}`;
+    const label = caption || say("livePicture", { number });
     const image = element("img", { src: source, alt: label });
     const enlarge = () => {
       const large = element("img", { class: "lw-large", src: source, alt: label });
-      const close = element("button", { type: "button", onclick: () => dialog.close() }, "Close");
+      const close = element("button", { type: "button", onclick: () => dialog.close() }, say("close"));
       const foot = element("div", { class: "lw-searchline lw-end" }, label, close);
       const dialog = openDialog(label, () => {}, large, foot);
       close.focus();
     };
-    const title = `Enlarge ${label}`;
+    const title = say("liveEnlarge", { label });
     const attributes = { type: "button", title, "aria-label": title, onclick: enlarge };
     return element("li", {}, element("button", attributes, image));
   }

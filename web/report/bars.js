@@ -1,4 +1,5 @@
 // A bar chart as inline SVG in the theme's colours; its values stand in a table that unfolds.
+import { say } from "../messages.js";
 import { element } from "../rows/element.js";
 import { drawn, short } from "../svg.js";
 
@@ -38,7 +39,7 @@ export function barChart(title, { values, highest, unit }) {
 
 function inWords(values) {
   const [label, value] = values.reduce((most, entry) => (entry[1] > most[1] ? entry : most));
-  return `${values.length} values, highest ${short(value)} at ${label}`;
+  return say("chartTold", { count: values.length, value: short(value), label });
 }
 
 function number(value, y) {
@@ -49,5 +50,5 @@ function table(values) {
   const rows = values.map(([label, value]) =>
     element("tr", {}, element("th", { scope: "row" }, label), element("td", {}, short(value))),
   );
-  return element("details", {}, element("summary", {}, "Values"), element("table", {}, ...rows));
+  return element("details", {}, element("summary", {}, say("chartValues")), element("table", {}, ...rows));
 }

@@ -1,14 +1,14 @@
 // A report as people read it. Its form is that of `Report.to_ui` in nodes/report_form.py.
 import { copyText } from "../clipboard.js";
 import { barChart } from "./bars.js";
+import { say } from "../messages.js";
 import { keepInside } from "../panel.js";
 import { element } from "../rows/element.js";
 
-const EMPTY = "After a run: what happened";
 const MARKS = {
-  ok: ["\u2713", "Good"],
-  partial: ["\u25b2", "In part"],
-  wrong: ["\u2715", "Wrong"],
+  ok: ["\u2713", () => say("reportGood")],
+  partial: ["\u25b2", () => say("reportInPart")],
+  wrong: ["\u2715", () => say("reportWrong")],
 };
 const COPIED_FOR = 2000; // milliseconds
 
@@ -16,11 +16,11 @@ export class ReportPanel {
   constructor() {
     this.text = null;
     this.status = element("h3", { class: "lw-headline", role: "status", "aria-live": "polite" });
-    this.copy = element("button", { type: "button", onclick: () => this.onCopy() }, "Copy");
-    this.copy.title = "Copy the report as text";
+    this.copy = element("button", { type: "button", onclick: () => this.onCopy() }, say("copy"));
+    this.copy.title = say("reportCopyHelp");
     this.body = element("div", {});
     const head = element("div", { class: "lw-report-head" }, this.status, this.copy);
-    const attributes = { class: "lw-report", role: "region", "aria-label": "Report", tabindex: "0" };
+    const attributes = { class: "lw-report", role: "region", "aria-label": say("report"), tabindex: "0" };
     this.root = element("div", attributes, head, this.body);
     keepInside(this.root);
     this.show([], "");
@@ -32,7 +32,7 @@ export class ReportPanel {
     this.text = text;
     const [first] = forms;
     this.copy.hidden = !first;
-    this.status.replaceChildren(...(first ? headline(first) : [EMPTY]));
+    this.status.replaceChildren(...(first ? headline(first) : [say("reportEmpty")]));
     this.status.classList.toggle("lw-dim", !first);
     const rest = forms.flatMap((form, index) => [
       ...(index ? [element("h3", { class: "lw-headline" }, ...headline(form))] : []),
@@ -45,20 +45,21 @@ export class ReportPanel {
   async onCopy() {
     const { copy } = this;
     copy.textContent = await copyText(this.text).then(
-      () => "Copied",
-      () => "Not allowed",
+      () => say("reportCopied"),
+      () => say("reportNotAllowed"),
     );
-    setTimeout(() => (copy.textContent = "Copy"), COPIED_FOR);
+    setTimeout(() => (copy.textContent = say("copy")), COPIED_FOR);
   }
 }
 
 function headline(form) {
   const { length } = form.sections.filter((section) => !section.level || form.headline);
-  return [mark(form.level), form.headline || (length === 1 ? "1 LoRA" : `${length} LoRAs`)];
+  const counted = say(length === 1 ? "reportLora" : "reportLoras", { count: length });
+  return [mark(form.level), form.headline || counted];
 }
 
 function* content({ facts, sections, notes, fix }) {
-  if (fix) yield element("p", { class: "lw-fix" }, element("b", {}, "Fix: "), fix);
+  if (fix) yield element("p", { class: "lw-fix" }, element("b", {}, say("reportFix")), ` ${fix}`);
   yield* listed(facts);
   let above; // of one LoRA, what it is and how it fits the model stand under one title
   for (const section of sections) {
@@ -89,7 +90,7 @@ function one({ title, summary, level, facts, unused, notes, bars }, isTitled) {
 
 function mark(level) {
   const [sign, label] = MARKS[level];
-  return element("span", { class: "lw-mark", "data-level": level, role: "img", "aria-label": label }, sign);
+  return element("span", { class: "lw-mark", "data-level": level, role: "img", "aria-label": label() }, sign);
 }
 
 function* listed(facts) {
@@ -103,12 +104,13 @@ function* listed(facts) {
 }
 
 function folded({ count, verdict, reason, keys }) {
-  const noun = count === 1 ? "tensor" : "tensors";
-  const more = count > keys.length ? [element("li", {}, `and ${count - keys.length} more`)] : [];
+  const summary = say(count === 1 ? "reportTensor" : "reportTensors", { count, verdict, reason });
+  const left = count - keys.length;
+  const more = left > 0 ? [element("li", {}, say("reportMore", { count: left }))] : [];
   return element(
     "details",
     {},
-    element("summary", {}, `${count} ${noun} ${verdict}: ${reason}`),
+    element("summary", {}, summary),
     element("ul", { class: "lw-keys" }, ...keys.map((key) => element("li", {}, key)), ...more),
   );
 }

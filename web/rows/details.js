@@ -1,4 +1,5 @@
 // What a file is: picture, facts, the words it was trained with, and its metadata.
+import { say } from "../messages.js";
 import { openDialog } from "./dialog.js";
 import { element } from "./element.js";
 import { fileHash } from "./file_hash.js";
@@ -17,8 +18,8 @@ const MEGABYTE = 1e6;
 // Gives a promise that is kept once the dialog is closed.
 export function showDetails(row, host) {
   return new Promise((resolve) => {
-    const body = element("div", { class: "lw-details" }, "Reading the file ...");
-    const close = element("button", { type: "button", onclick: () => dialog.close() }, "Close");
+    const body = element("div", { class: "lw-details" }, say("detailsReading"));
+    const close = element("button", { type: "button", onclick: () => dialog.close() }, say("close"));
     const replace = element(
       "button",
       {
@@ -28,7 +29,7 @@ export function showDetails(row, host) {
           host.relink(row);
         },
       },
-      "Use another file ...",
+      say("detailsReplace"),
     );
     const buttons = element("div", { class: "lw-searchline lw-end" }, replace, close);
     const dialog = openDialog(row.name, resolve, body, buttons);
@@ -51,7 +52,7 @@ function* content(row, facts, host) {
   yield normsChart(() => host.norms(row), told);
   const metadata = Object.entries(facts.metadata);
   if (metadata.length) {
-    const summary = element("summary", {}, `Metadata (${metadata.length})`);
+    const summary = element("summary", {}, say("detailsMetadata", { count: metadata.length }));
     yield element("details", {}, summary, table(metadata));
   }
 }
@@ -60,16 +61,20 @@ function inWords({ name, size, kinds, ranks, formats, bases, has_text_encoder, p
   const counted = Object.entries(kinds).map(([kind, count]) => `${count} ${kind}`);
   const [best] = bases;
   const known = {
-    File: name,
-    Size: `${(size / MEGABYTE).toFixed(1)} MB`,
-    Base: best ? `${best.label}: ${best.used} of ${best.of} tensors` : "unknown",
-    Modules: counted.join(", "),
-    Rank: ranks.join(", "),
-    Names: formats.join(", "),
-    "Text encoder": has_text_encoder ? "yes" : "no part of it",
-    Problem: problem,
+    [say("detailsFile")]: name,
+    [say("detailsSize")]: `${(size / MEGABYTE).toFixed(1)} MB`,
+    [say("detailsBase")]: best ? fits(best) : say("detailsBaseUnknown"),
+    [say("detailsModules")]: counted.join(", "),
+    [say("detailsRank")]: ranks.join(", "),
+    [say("detailsNames")]: formats.join(", "),
+    [say("detailsTextEncoder")]: say(has_text_encoder ? "detailsYes" : "detailsNoPart"),
+    [say("detailsProblem")]: problem,
   };
   return Object.fromEntries(Object.entries(known).filter(([, value]) => value));
+}
+
+function fits({ label, used, of }) {
+  return say("detailsBaseFits", { base: label, used, all: of });
 }
 
 function* words(list, host) {
@@ -78,14 +83,14 @@ function* words(list, host) {
   const options = targets.map(({ label, isChosen }, index) =>
     element("option", { value: index, selected: isChosen }, label),
   );
-  const target = element("select", { class: "lw-folder", "aria-label": "Words go to" }, ...options);
+  const target = element("select", { class: "lw-folder", "aria-label": say("wordsGoTo") }, ...options);
   const use = async (word) => {
     const { label, take } = targets[target.value];
     try {
       await take(word);
-      status.textContent = `Added to ${label}: ${word}`;
+      status.textContent = say("wordsAdded", { target: label, word });
     } catch {
-      status.textContent = `This page may not use the clipboard. The word is: ${word}`;
+      status.textContent = say("wordsNotCopied", { word });
     }
   };
   const buttons = list.map(({ word, count }) =>
@@ -96,8 +101,8 @@ function* words(list, host) {
       count ? element("span", { class: "lw-dim" }, ` ${count}`) : null,
     ),
   );
-  yield element("h3", {}, "Trained words");
-  yield element("label", { class: "lw-dim" }, "A click adds a word to ", target);
+  yield element("h3", {}, say("wordsTitle"));
+  yield element("label", { class: "lw-dim" }, `${say("wordsHelp")} `, target);
   yield element("div", { class: "lw-words" }, ...buttons);
   yield status;
 }

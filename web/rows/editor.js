@@ -1,4 +1,5 @@
 // The rows of a stack as a list that people edit; the text value is the whole state.
+import { say } from "../messages.js";
 import { copyRows, pastedRows } from "./clipboard.js";
 import { element } from "./element.js";
 import { putInOrder, viewsOf } from "./keep.js";
@@ -26,7 +27,7 @@ export class RowEditor {
     this.others = {}; // fields that stand beside the rows
     this.unpinned = new Map(); // file name to the reason why its rows keep no hash
     this.unreadable = null;
-    this.root = element("div", { class: "lw-rows", role: "group", "aria-label": "LoRAs" });
+    this.root = element("div", { class: "lw-rows", role: "group", "aria-label": say("loras") });
     // Keys of the list are not commands of the canvas (Delete would take the node away).
     for (const type of ["keydown", "keyup", "copy", "paste", "cut"])
       this.root.addEventListener(type, (event) => event.stopPropagation());
@@ -174,14 +175,14 @@ export class RowEditor {
   makeToolbar() {
     this.all = element("input", {
       type: "checkbox",
-      "aria-label": "All LoRAs on",
-      title: "All on, or all off",
+      "aria-label": say("allOn"),
+      title: say("allOnHelp"),
       onchange: () => this.update(rowsOf.toggledAll(this.rows)),
     });
     this.addButton = element(
       "button",
       { type: "button", class: "lw-add", onclick: () => this.add() },
-      "+ Add LoRA",
+      `+ ${say("addLora")}`,
     );
     return element("div", { class: "lw-toolbar" }, this.all, this.addButton);
   }
@@ -199,8 +200,9 @@ export class RowEditor {
     const verdict = await this.host.verdict(row);
     const reason = row.sha256 ? undefined : this.unpinned.get(row.name);
     if (reason === undefined) return verdict;
-    const told = `Not pinned, so it is not found again once moved: ${reason}`;
-    return { ...verdict, text: `${verdict.text} Not pinned.`, details: [...verdict.details, told] };
+    const told = say("notPinnedWhy", { reason });
+    const text = `${verdict.text} ${say("notPinned")}`;
+    return { ...verdict, text, details: [...verdict.details, told] };
   }
 
   blocks(row) {

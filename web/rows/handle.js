@@ -1,4 +1,5 @@
 // The handle that moves a row: by drag of the pointer, or by Alt with the arrows.
+import { say } from "../messages.js";
 import { iconButton } from "./element.js";
 
 // Args:
@@ -6,7 +7,7 @@ import { iconButton } from "./element.js";
 //   list.showDrop(clientY): while it is dragged; null once the drag is over.
 //   list.drop(clientY): where it was let go.
 export function reorderHandle(name, list) {
-  const button = iconButton("pi-bars", `Reorder ${name}: drag, or Alt with the arrows`, null, {
+  const button = iconButton("pi-bars", say("rowReorder", { name }), null, {
     class: "lw-icon lw-handle",
     "data-field": "handle",
   });

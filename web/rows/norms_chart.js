@@ -1,4 +1,5 @@
 // How much a LoRA changes each block: asked for when it is opened, for the file's factors are read.
+import { say } from "../messages.js";
 import { element } from "./element.js";
 
 const DIGITS = 3;
@@ -7,9 +8,9 @@ const DIGITS = 3;
 // `told(error)` an element about an error.
 export function normsChart(ask, told) {
   const body = element("div", { role: "status" });
-  const summary = element("summary", {}, "How much it changes each block");
+  const summary = element("summary", {}, say("normsTitle"));
   const fill = async () => {
-    body.textContent = "Reading the factors ...";
+    body.textContent = say("normsReading");
     const content = await ask().then(chart, told);
     body.replaceChildren(content);
   };
@@ -31,6 +32,6 @@ function chart({ base, norms }) {
       element("td", { class: "lw-number" }, norm.toPrecision(DIGITS)),
     );
   });
-  const caption = `Frobenius norm of what is added to each block of ${base}, at strength 1`;
+  const caption = say("normsHelp", { base });
   return element("table", {}, element("caption", { class: "lw-dim" }, caption), ...rows);
 }

@@ -1,10 +1,11 @@
 // Text that cannot be read as rows stays as it is, to be mended by hand.
+import { say } from "../messages.js";
 import { element } from "./element.js";
 
 export function rawText(text, message, onchange) {
   const box = element("textarea", {
     class: "lw-raw",
-    "aria-label": "Rows as text",
+    "aria-label": say("rowsAsText"),
     onchange: () => onchange(box.value),
   });
   box.value = text;

@@ -1,4 +1,5 @@
 // What a workflow's files are called here, and which are missing; beside the canvas, not over it.
+import { say } from "../messages.js";
 import { element, iconButton } from "./element.js";
 
 const KEPT = ["keydown", "keyup", "paste", "copy", "cut"]; // else commands of the canvas
@@ -14,7 +15,7 @@ export function relinkPanel(files, host) {
   const chosen = new Map(files.filter(({ found }) => found).map((file) => [file, file.found]));
   const use = element("button", { type: "button", onclick: () => host.use(chosen) });
   const show = () => {
-    use.textContent = chosen.size === 1 ? "Use 1 file" : `Use ${chosen.size} files`;
+    use.textContent = say(chosen.size === 1 ? "relinkUse" : "relinkUseSeveral", { count: chosen.size });
     use.disabled = !chosen.size;
   };
   const choose = (file, name) => {
@@ -26,12 +27,12 @@ export function relinkPanel(files, host) {
   const missing = files.filter(({ found }) => !found).length;
   const panel = element(
     "section",
-    { class: "lw-dialog lw-relink", "aria-label": "LoRA files of this workflow" },
+    { class: "lw-dialog lw-relink", "aria-label": say("relinkTitle") },
     element(
       "div",
       { class: "lw-searchline" },
       element("strong", { class: "lw-told", role: "status" }, headline(missing, chosen.size)),
-      iconButton("pi-times", "Put away", host.close),
+      iconButton("pi-times", say("relinkPutAway"), host.close),
     ),
     element("ul", { class: "lw-list lw-details" }, ...files.map((file) => item(file, host, choose))),
     element("div", { class: "lw-searchline lw-end" }, use),
@@ -42,22 +43,24 @@ export function relinkPanel(files, host) {
 
 function headline(missing, found) {
   const parts = [
-    missing && `${missing} LoRA file${missing > 1 ? "s are" : " is"} missing`,
-    found && `${found} ${found > 1 ? "are" : "is"} here under another name`,
+    missing && say(missing > 1 ? "relinkMissing" : "relinkOneMissing", { count: missing }),
+    found && say(found > 1 ? "relinkRenamed" : "relinkOneRenamed", { count: found }),
   ];
   return parts.filter(Boolean).join(", ");
 }
 
 function item(file, host, choose) {
   const { name, sha256, labels, found, problem } = file;
-  const hash = sha256 ? `sha256 ${sha256.slice(0, SHOWN_OF_HASH)}...` : "no hash was saved";
+  const hash = sha256 ? `sha256 ${sha256.slice(0, SHOWN_OF_HASH)}...` : say("relinkNoHash");
   return element(
     "li",
-    { class: "lw-row" },
-    element("div", { class: "lw-verdict", "data-level": found ? "partial" : "wrong" }, name),
+    { class: "lw-wanted" },
+    element("div", { class: "lw-wanted-name", "data-level": found ? "partial" : "wrong" }, name),
     element("div", { class: "lw-dim lw-under", title: sha256 ?? "" }, `${labels.join(", ")}; ${hash}`),
     found || !problem ? null : element("div", { class: "lw-dim lw-under" }, problem),
-    found ? element("div", { class: "lw-under" }, `is ${found}`) : choice(file, host, choose),
+    found
+      ? element("div", { class: "lw-under" }, say("relinkIs", { name: found }))
+      : choice(file, host, choose),
   );
 }
 
@@ -67,10 +70,10 @@ function choice(file, host, choose) {
     "select",
     {
       class: "lw-folder",
-      "aria-label": `File in place of ${file.name}`,
+      "aria-label": say("relinkInPlace", { name: file.name }),
       onchange: () => choose(file, select.value),
     },
-    element("option", { value: "" }, "leave as it is"),
+    element("option", { value: "" }, say("relinkLeave")),
     ...file.near.map(option),
   );
   const other = async () => {
@@ -80,11 +83,11 @@ function choice(file, host, choose) {
     select.value = name;
     choose(file, name);
   };
-  const label = `Choose a file in place of ${file.name}`;
+  const label = say("relinkChooseFor", { name: file.name });
   return element(
     "div",
     { class: "lw-searchline lw-under" },
     select,
-    element("button", { type: "button", "aria-label": label, onclick: other }, "Choose ..."),
+    element("button", { type: "button", "aria-label": label, onclick: other }, say("relinkChoose")),
   );
 }

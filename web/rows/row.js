@@ -1,4 +1,5 @@
 // One row of the list, as elements. It knows its row and not its place: that is the list's.
+import { say } from "../messages.js";
 import { element, iconButton } from "./element.js";
 import { reorderHandle } from "./handle.js";
 import { RowWeighting } from "./row_weighting.js";
@@ -107,9 +108,11 @@ export class RowView {
       clip === undefined ? null : this.strength("clip"),
       this.clipButton(),
       this.weighting.button(),
-      iconButton("S", `Solo ${name}: only this one on`, () => list.solo(this), { "data-field": "solo" }),
-      iconButton("pi-copy", `Duplicate ${name}`, () => list.duplicate(this), { "data-field": "duplicate" }),
-      iconButton("pi-times", `Remove ${name}`, () => list.remove(this), { "data-field": "remove" }),
+      iconButton("S", say("rowSolo", { name }), () => list.solo(this), { "data-field": "solo" }),
+      iconButton("pi-copy", say("rowDuplicate", { name }), () => list.duplicate(this), {
+        "data-field": "duplicate",
+      }),
+      iconButton("pi-times", say("rowRemove", { name }), () => list.remove(this), { "data-field": "remove" }),
     );
   }
 
@@ -117,7 +120,7 @@ export class RowView {
     this.box = element("input", {
       type: "checkbox",
       "data-field": "on",
-      "aria-label": `${this.row.name} on`,
+      "aria-label": say("rowOn", { name: this.row.name }),
       onchange: () => this.list.change(this, { on: !this.row.on }, "on"),
     });
     this.box.checked = this.row.on;
@@ -126,13 +129,14 @@ export class RowView {
 
   name() {
     const { name } = this.row;
-    const attributes = { type: "button", class: "lw-name", title: `${name}: what it is` };
+    const attributes = { type: "button", class: "lw-name", title: say("rowWhatItIs", { name }) };
     const onclick = () => this.list.details(this);
     return element("button", { ...attributes, "data-field": "name", onclick }, shortName(name));
   }
 
   strength(field) {
-    const label = `${field === "model" ? "Strength" : "CLIP strength"} of ${this.row.name}`;
+    const { name } = this.row;
+    const label = field === "model" ? say("rowStrength", { name }) : say("rowClipStrength", { name });
     const onchange = (value) => this.list.set(this, { [field]: value });
     const input = strengthField(label, this.row[field], onchange, () => this.list.finish());
     input.dataset.field = field;
@@ -146,7 +150,7 @@ export class RowView {
       const clip = isShown ? undefined : this.row.model;
       this.list.change(this, { clip }, isShown ? "model" : "clip");
     };
-    const label = `CLIP strength of ${this.row.name} by itself`;
+    const label = say("rowOwnClip", { name: this.row.name });
     return iconButton("C", label, toggle, { "aria-pressed": String(isShown), "data-field": "clip button" });
   }
 }

@@ -1,4 +1,5 @@
 // The weighting of one row: a strip of its factors, what is wrong with it, and the panel to edit it.
+import { say } from "../messages.js";
 import { element, iconButton } from "./element.js";
 import { sparkline } from "./sparkline.js";
 import { WeightingPanel } from "./weighting_panel.js";
@@ -25,7 +26,7 @@ export class RowWeighting {
   }
 
   button() {
-    const label = `Weighting of ${this.host.row.name} by block`;
+    const label = say("weightingEdit", { name: this.host.row.name });
     const attributes = { "data-field": "open-weighting" };
     this.toggle = iconButton("W", label, () => this.open(!this.panel), attributes);
     this.showState();
@@ -88,7 +89,7 @@ export class RowWeighting {
   tell(known, failure = "") {
     this.isTold = known !== null || failure !== "";
     const isDrawn = this.text && known?.blocks.length && !known.problem;
-    const label = `Weighting of ${this.host.row.name}`;
+    const label = say("weighting", { name: this.host.row.name });
     this.strip.replaceChildren(...(isDrawn ? [sparkline(label, known.blocks)] : []));
     this.panel?.show(known);
     const { level, text, details } = reasons(known, failure);
@@ -106,13 +107,11 @@ function reasons(known, failure) {
   if (known?.problem) {
     const { headline, facts, fix } = known.problem;
     const details = Object.entries(facts).map(([name, value]) => `${name}: ${value}`);
-    return { level: "wrong", text: `${headline} Fix: ${fix}`, details };
+    return { level: "wrong", text: say("errorWithFix", { headline, fix }), details };
   }
   if (!known?.unmatched?.length) return { level: "ok", text: "", details: [] };
-  const whose = known.of === "model" ? "this model" : "the base of this file";
-  return {
-    level: "partial",
-    text: `${known.unmatched.join(", ")} names nothing in ${whose}.`,
-    details: [],
-  };
+  const rules = known.unmatched.join(", ");
+  const isModel = known.of === "model";
+  const text = say(isModel ? "weightingNotInModel" : "weightingNotInBase", { rules });
+  return { level: "partial", text, details: [] };
 }

@@ -1,4 +1,5 @@
 // Factors by block as a strip of bars.
+import { say } from "../messages.js";
 import { inRanges, shown } from "./weighting_rules.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -35,7 +36,8 @@ export function factorsInWords(blocks) {
 }
 
 export function factorInWords({ least, most }) {
-  return least === most ? shown(least) : `${shown(least)} to ${shown(most)}`;
+  if (least === most) return shown(least);
+  return say("weightingRange", { least: shown(least), most: shown(most) });
 }
 
 function svgElement(tag, attributes) {

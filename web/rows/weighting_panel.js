@@ -1,4 +1,5 @@
 // The open weighting of a row: its text, presets, a slider per block and a number per part.
+import { say } from "../messages.js";
 import { element } from "./element.js";
 import { readNumber } from "./rows.js";
 import { factorInWords } from "./sparkline.js";
@@ -28,12 +29,12 @@ export class WeightingPanel {
     this.field = this.textField();
     this.presets = element("select", {
       class: "lw-presets",
-      "aria-label": `Preset of the weighting of ${name}`,
+      "aria-label": say("weightingPreset", { name }),
       onchange: () => this.finish(this.presets.value),
     });
     this.readout = element("output", { class: "lw-dim" });
-    this.blocks = element("div", { class: "lw-blocks", role: "group", "aria-label": "By block" });
-    this.parts = element("div", { class: "lw-parts", role: "group", "aria-label": "By part" });
+    this.blocks = group("lw-blocks", say("weightingBlocks"));
+    this.parts = group("lw-parts", say("weightingParts"));
     const line = element("div", { class: "lw-line" }, this.presets, this.readout);
     this.element = element("div", { class: "lw-panel" }, this.field, line, this.blocks, this.parts);
     this.fillPresets(null);
@@ -90,8 +91,8 @@ export class WeightingPanel {
     return element("input", {
       class: "lw-weighting",
       type: "text",
-      placeholder: "by block and part, such as IN04-08=0.5, attn2=0",
-      "aria-label": `Weighting of ${this.name}`,
+      placeholder: say("weightingHelp"),
+      "aria-label": say("weighting", { name: this.name }),
       "data-field": "weighting",
       spellcheck: "false",
       onchange: () => this.finish(typedIn(this.field)),
@@ -101,7 +102,7 @@ export class WeightingPanel {
   fillPresets(family) {
     if (this.family === family && this.presets.options.length) return;
     this.family = family;
-    const own = element("option", { value: OWN_TEXT, disabled: true }, "Preset ...");
+    const own = element("option", { value: OWN_TEXT, disabled: true }, say("weightingOwn"));
     const options = presetsOf(family).map(({ label, text, title }) =>
       element("option", { value: text, title }, label),
     );
@@ -112,7 +113,7 @@ export class WeightingPanel {
     const input = element("input", {
       type: "range",
       step: STEP,
-      "aria-label": `${name} of ${this.name}`,
+      "aria-label": say("weightingFactor", { part: name, name: this.name }),
       oninput: () => this.set(withBlock(this.rules, name, Number(input.value)), name),
       onfocus: () => this.read(name),
       onchange: () => this.host.finish(),
@@ -128,7 +129,7 @@ export class WeightingPanel {
       type: "text",
       inputmode: "decimal",
       placeholder: "-",
-      "aria-label": `${name} of ${this.name}`,
+      "aria-label": say("weightingFactor", { part: name, name: this.name }),
       onchange: () => {
         const text = typedIn(input);
         const factor = readNumber(text);
@@ -136,7 +137,7 @@ export class WeightingPanel {
         this.finish(withPart(this.rules, name, factor));
       },
     });
-    const title = `${name}: ${targets} weights, in every block; empty: no rule of its own`;
+    const title = say("weightingPart", { part: name, count: targets });
     const label = element("label", { class: "lw-part", title }, name, input);
     return { name, input, label };
   }
@@ -165,8 +166,14 @@ export class WeightingPanel {
     const block = this.known?.blocks.find((each) => each.name === name);
     const isTold = block?.least !== undefined && this.knownText === this.host.text;
     const isWhole = !isTold || (block.least === factor && block.most === factor);
-    return `${name}: ${shown(factor)}${isWhole ? "" : `, with all rules ${factorInWords(block)}`}`;
+    if (isWhole) return `${name}: ${shown(factor)}`;
+    const all = factorInWords(block);
+    return say("weightingAllRules", { block: name, factor: shown(factor), all });
   }
+}
+
+function group(name, label) {
+  return element("div", { class: name, role: "group", "aria-label": label });
 }
 
 // What is being typed is not overwritten by an answer that comes meanwhile.

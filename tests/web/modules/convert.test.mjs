@@ -241,8 +241,8 @@ test("group nodes stay and are counted", () => {
 });
 
 test("a notice tells what stays", () => {
-  assert.equal(told({ converted: 3, driven: 0, grouped: 0, lost: 0 }).summary, "3 LoRA nodes converted");
+  assert.equal(told({ converted: 3, driven: 0, grouped: 0, lost: 0 }).summary, "LoRA nodes converted: 3");
   const notice = told({ converted: 1, driven: 2, grouped: 0, lost: 1 });
   assert.equal(notice.severity, "warn");
-  assert.match(notice.detail, /^2 nodes stay.* 1 link to/);
+  assert.match(notice.detail, /^Nodes that stay: 2\..* gone: 1\.$/);
 });

@@ -10,6 +10,36 @@ const ROOT = new URL("../../../", import.meta.url);
 const read = (name) => JSON.parse(readFileSync(new URL(`locales/en/${name}.json`, ROOT)));
 const keyOf = (id) => id.replaceAll(".", "_");
 const labels = Object.values(COMMANDS).map(({ label }) => label);
+// Their words are names of other packs, or translated by ComfyUI.
+const WITH_NAMES = ["commands.js", "settings.js", "convert/convert.js", "convert/foreign_rows.js"];
+const WORDS = /(^|[^\w.])[A-Z][a-z]|[A-Za-z]{2,}[:,;.]? [A-Za-z]|(\0|^)[:,;.]? [a-z]|[a-z] (\0|$)/;
+const NAMES = [
+  ...["Content-Type", "AutoV2", "Enter", "Escape", "clip button"],
+  ...["Files.Pictures", "Rows.NewStrength", "Rows.SeparateClip", "Rows.StrengthStep"],
+  ...["Convert.Ask", "Comfy.Locale", "B-LoRA (Frenkel et al. 2024, arXiv:2403.14572)"],
+  ...["Apply", "Merge", "Unmerge", "SaveModel", "Inspect", "Hooks"],
+];
+const NO_WORDS = /^(lw-|pi |LoraWorkbench)/;
+
+const scripts = () =>
+  readdirSync(new URL("web/", ROOT), { recursive: true }).filter(
+    (name) => name.endsWith(".js") && name !== "english.js",
+  );
+const codeOf = (name) => readFileSync(new URL(`web/${name}`, ROOT), "utf8");
+
+// Literals that read like words: a capital and a small letter, or a space between letters.
+function wordsIn(code) {
+  const literals = code
+    .replace(/^import .*$/gm, "")
+    .replace(/(^|\s)\/\/.*$/gm, "")
+    .matchAll(/"((?:[^"\\\n]|\\.)*)"|`((?:[^`\\]|\\.)*)`/g);
+  const texts = [...literals].map(([, plain, template]) => plain ?? template);
+  return texts.filter((text) => {
+    if (NAMES.includes(text) || NO_WORDS.test(text)) return false;
+    return WORDS.test(text.replace(/\$\{(?:[^{}]|\{[^{}]*\})*\}/g, "\0"));
+  });
+}
+
 const same = (texts) => Object.fromEntries(texts.map((text) => [text, text]));
 
 test("the English files say what the scripts say, no more and no less", () => {
@@ -31,15 +61,30 @@ test("the English files say what the scripts say, no more and no less", () => {
 });
 
 test("every text is said, and every text that is said exists", () => {
-  const files = readdirSync(new URL("web/", ROOT), { recursive: true }).filter(
-    (name) => name.endsWith(".js") && name !== "english.js",
-  );
-  const code = files.map((name) => readFileSync(new URL(`web/${name}`, ROOT), "utf8")).join("\n");
+  const code = scripts()
+    .map((name) => codeOf(name))
+    .join("\n");
   const calls = [...code.matchAll(/\bsay\(([^,()]+)/g)].flatMap(([, key]) => key.match(/"\w+"/g) ?? []);
   assert.deepEqual(
     [...new Set(calls.map((key) => key.slice(1, -1)))].sort(),
     Object.keys(ENGLISH).sort(),
   );
+});
+
+test("no script has words of its own", () => {
+  const found = scripts()
+    .filter((name) => !WITH_NAMES.includes(name))
+    .flatMap((name) => wordsIn(codeOf(name)).map((text) => `${name}: ${text}`));
+  assert.deepEqual(found, []);
+});
+
+test("words of its own are found", () => {
+  const told = ["Base", "+ Add LoRA", "CLIP strength", "leave as it is", " Copied.", "Fix: ", "LoRAs"];
+  for (const text of told) assert.deepEqual(wordsIn(`element("p", {}, "${text}")`), [text]);
+  for (const text of ["${name} on", "step ${n}", "and ${a - b} more", "${a}, with all ${f({ b })}"])
+    assert.equal(wordsIn(`({ title: \`${text}\` })`).length, 1, text);
+  const none = ["lw-row lw-off", "pi pi-copy", "aria-label", "IN04", "keydown", "LoraWorkbenchApply"];
+  for (const text of none) assert.deepEqual(wordsIn(`"${text}"`), [], text);
 });
 
 test("a text in the chosen language, in English where that has none", () => {
