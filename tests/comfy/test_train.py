@@ -184,8 +184,9 @@ def test_a_base_in_half_precision_is_trained_and_kept(
 
 
 def test_core_computes_with_the_file_what_the_trainer_computed(runs, comfy):
-    import nodes
     from comfy import model_management
+
+    import nodes
 
     pack, config, model = runs.pack, runs.config(adapter={"targets": ("unet",)}), runs.trainable()
     noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
