@@ -92,6 +92,18 @@ def test_a_run_that_is_broken_off_leaves_the_base_and_goes_on(runs, kind):
     assert same_tensors(tensors(rest), tensors(whole))
 
 
+def test_comfyui_knows_when_gradients_are_needed(runs):
+    """Flux and others compute with fast kernels without gradients otherwise."""
+    from comfy import model_management
+
+    seen, watcher = [], Listener(raises=RuntimeError(), raise_after=1)
+    watcher.noted = lambda _: seen.append(model_management.in_training)
+    with pytest.raises(RuntimeError):
+        runs.train(runs.config(steps=2), watcher)
+    assert seen == [True]
+    assert not model_management.in_training
+
+
 def test_a_diverged_run_leaves_the_base(runs):
     before = state_of(runs.parts)
     with pytest.raises(runs.pack.errors.LoraError, match="The loss is no number"):
