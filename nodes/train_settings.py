@@ -51,7 +51,7 @@ class LoraWorkbenchTrainSettings(Node):
         from .training_report import settings_report
 
         config = settings_of(preset, overrides)
-        costs = ""
+        costs: tuple[tuple[str, str], ...] = ()
         if model is not None:
             costs = compared(config, self.host.weights(model, clip), _PRESETS)
         told = settings_report(explained(preset, config), costs)

@@ -41,13 +41,13 @@ def dataset_report(dataset: Dataset) -> Report:
     return Report(headline, tuple(facts), (sizes, *problems))
 
 
-def settings_report(explanation: str, comparison: str) -> Report:
+def settings_report(explanation: str, costs: tuple[tuple[str, str], ...]) -> Report:
     """Settings with their reasons, and what they cost beside the presets."""
     headline, *lines = explanation.splitlines()
     sections = [Section("Settings", facts=tuple(("", line.strip()) for line in lines))]
-    if comparison:
-        facts = tuple(("", line) for line in comparison.splitlines())
-        sections.append(Section("Costs on this model", facts=facts))
+    if costs:
+        note = "memory: of factors, gradients and optimizer, without activations"
+        sections.append(Section("Costs on this model", facts=costs, notes=(note,)))
     return Report(headline, sections=tuple(sections))
 
 
@@ -68,7 +68,7 @@ def run_report(outcome: Outcome, path: Path, notes: Sequence[str]) -> Report:
     level = OK if outcome.is_complete else IN_PART
     told = tuple(line for note in notes for line in note.splitlines())
     section = Section(path.name, state, level, tuple(facts))
-    return Report("", sections=(section,), notes=(*told, *outcome.warnings))
+    return Report("Training", sections=(section,), notes=(*told, *outcome.warnings))
 
 
 def _rest(count: int) -> tuple[str, ...]:

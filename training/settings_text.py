@@ -61,8 +61,10 @@ def changed_settings(config: TrainConfig) -> dict[str, Any]:
 
 def compared(
     config: TrainConfig, weights: Mapping[str, Mapping[str, Target]], presets: Iterable[str]
-) -> str:
-    """What these settings and each preset cost on a model, as a table of text.
+) -> tuple[tuple[str, str], ...]:
+    """What these settings and each preset cost on a model: names and costs.
+
+    Memory is that of factors, gradients and optimizer, without activations.
 
     Args:
         config: The settings at hand.
@@ -70,14 +72,14 @@ def compared(
         presets: To compare with.
     """
     rows = [("these settings", config), *((name, settings_of(name, "")) for name in presets)]
-    lines = [f"{'':16}{'modules':>9}{'numbers':>13}{'of model':>10}{'file':>10}{'memory':>10}"]
-    for name, each in rows:
-        size = _size(each, weights)
-        lines.append(
-            f"{name:16}{size.modules:>9,}{size.parameters:>13,}{size.share:>10.2%}"
-            f"{size.file_bytes / _MEGA:>7.1f} MB{size.state_bytes / _MEGA:>7.1f} MB"
-        )
-    return "\n".join([*lines, "memory: factors, gradients and optimizer, without activations"])
+    return tuple((name, _costs(_size(each, weights))) for name, each in rows)
+
+
+def _costs(size: Size) -> str:
+    return (
+        f"{size.modules:,} modules, {size.parameters:,} numbers ({size.share:.2%}), "
+        f"file {size.file_bytes / _MEGA:.1f} MB, memory {size.state_bytes / _MEGA:.1f} MB"
+    )
 
 
 def _size(config: TrainConfig, weights: Mapping[str, Mapping[str, Target]]) -> Size:

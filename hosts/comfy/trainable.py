@@ -1,7 +1,7 @@
 """ComfyUI's model as the trainer sees it, in memory, whatever its architecture."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management
@@ -19,6 +19,7 @@ from ...training.config import PreviewConfig
 from ...training.hashes import weights_hash
 from ...training.objective import NoiseLevels
 from ...training.trainable import Conditions, PictureSize
+from .gradients import gradients
 from .host import ComfyHost
 from .model_kinds import refuse_unsupported
 from .names import ComfyNames
@@ -68,11 +69,7 @@ class ComfyTrainable:
     def loaded(self) -> Iterator[None]:
         """The bare model on its device; its weights afterwards have the same bits."""
         self._load_as_nodes_do()
-        with ExitStack() as restore:
-            for part in self.parts.values():
-                restore.enter_context(_gradients_allowed(part))
-            for encoder in self._encoders:
-                restore.enter_context(_norms_read_copies(encoder))
+        with gradients(self.parts.values(), self._encoders):
             yield
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
@@ -240,55 +237,6 @@ def trainable_weights(names: ComfyNames) -> dict[str, dict[str, Target]]:
         if prefix is not None and is_whole and is_ours:
             found[target.component][name[len(prefix) : -len(".weight")]] = target
     return found
-
-
-@contextmanager
-def _gradients_allowed(part: nn.Module) -> Iterator[None]:
-    """Weights loaded in inference mode are ordinary ones of the same bits, one after another.
-
-    Autograd keeps no inference tensor for the backward pass, and ComfyUI writes into no others of
-    quantised weights (ops.py, 0.30).
-    """
-    places = [
-        (own, name)
-        for module in part.modules()
-        for own in (module._parameters, module._buffers)
-        for name, tensor in own.items()
-        if tensor is not None and tensor.is_inference()
-    ]
-    for own, name in places:
-        own[name] = _copied(own[name])
-    try:
-        yield
-    finally:
-        with torch.inference_mode():
-            for own, name in places:
-                own[name] = _copied(own[name])
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    copy = tensor.detach().clone()
-    is_parameter = isinstance(tensor, nn.Parameter)
-    return nn.Parameter(copy, tensor.requires_grad) if is_parameter else copy
-
-
-@contextmanager
-def _norms_read_copies(encoder: nn.Module) -> Iterator[None]:
-    """Norms keep a copy of what they read for the backward pass.
-
-    ComfyUI: CLIP's layers then add to it in place (clip_model.py, 0.30).
-    """
-
-    def copied(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0].clone(), *inputs[1:]) if torch.is_grad_enabled() else inputs
-
-    norms = [module for module in encoder.modules() if "Norm" in type(module).__name__]
-    handles = [norm.register_forward_pre_hook(copied) for norm in norms]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _refuse_patches(model: Any, clip: Any) -> None:

@@ -2,12 +2,20 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from .training_runs import Listener, Runs, loaded_checkpoint, same_state, state_of
+from .training_runs import (
+    Listener,
+    Runs,
+    loaded_checkpoint,
+    same_state,
+    state_of,
+    training_modules,
+)
 
 pytestmark = pytest.mark.comfyui("0.30", "the trainer is written for 0.30")
 
@@ -82,6 +90,18 @@ def test_a_run_that_is_broken_off_leaves_the_base_and_goes_on(runs, kind):
     whole = runs.train(config, name="whole")
     assert whole.new_steps == 4
     assert same_tensors(tensors(rest), tensors(whole))
+
+
+def test_comfyui_knows_when_gradients_are_needed(runs):
+    """Flux and others compute with fast kernels without gradients otherwise."""
+    from comfy import model_management
+
+    seen, watcher = [], Listener(raises=RuntimeError(), raise_after=1)
+    watcher.noted = lambda _: seen.append(model_management.in_training)
+    with pytest.raises(RuntimeError):
+        runs.train(runs.config(steps=2), watcher)
+    assert seen == [True]
+    assert not model_management.in_training
 
 
 def test_a_diverged_run_leaves_the_base(runs):
@@ -184,8 +204,9 @@ def test_a_base_in_half_precision_is_trained_and_kept(
 
 
 def test_core_computes_with_the_file_what_the_trainer_computed(runs, comfy):
-    import nodes
     from comfy import model_management
+
+    import nodes
 
     pack, config, model = runs.pack, runs.config(adapter={"targets": ("unet",)}), runs.trainable()
     noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -210,3 +231,25 @@ def test_core_computes_with_the_file_what_the_trainer_computed(runs, comfy):
     effect = (trained - base).norm()
     assert effect > 0.01 * base.norm()
     assert (patched - trained).norm() < 1e-4 * effect
+
+
+def test_sdxl_is_told_the_sizes_of_each_picture(comfy):
+    """Original, crop and trained size, each height first, after the pooled text."""
+    from comfy import latent_formats, model_base
+    from comfy.ldm.modules.diffusionmodules.openaimodel import Timestep
+
+    pack = training_modules(comfy)
+    sdxl = object.__new__(model_base.SDXL)
+    torch.nn.Module.__init__(sdxl)
+    sdxl.embedder, sdxl.noise_augmentor, sdxl.concat_keys = Timestep(256), None, ()
+    sdxl.latent_format = latent_formats.SDXL()
+    model = object.__new__(pack.comfy_trainable.ComfyTrainable)
+    model._model, model.device = SimpleNamespace(model=sdxl), torch.device("cpu")
+    texts = [{"cond": torch.randn(1, 77, 2048), "pooled_output": torch.randn(1, 1280)}] * 2
+    numbers = [(480, 640, 3, 5, 64, 96), (200, 100, 0, 7, 64, 96)]
+    sizes = [pack.trainable.PictureSize(n[:2], n[2:4], n[4:]) for n in numbers]
+    found = model.conditions(texts, sizes)
+    assert found["c_crossattn"].shape == (2, 77, 2048)
+    for row, text, told in zip(found["y"], texts, numbers, strict=True):
+        wanted = Timestep(256)(torch.tensor(told, dtype=torch.float32)).flatten()
+        assert torch.equal(row, torch.cat([text["pooled_output"][0], wanted]))

@@ -122,3 +122,16 @@ def test_a_folder_outside_is_not_read_for_a_graph(run, tmp_path, tmp_path_factor
     code, document = run(prompt)
     assert code == 1
     assert "not a name inside the folder" in document["errors"][0]["message"]
+
+
+def test_settings_tell_what_the_presets_cost_on_a_model(run):
+    base = {"model": ["1", 0], "clip": ["1", 1]}
+    settings = node("LoraWorkbenchTrainSettings", preset="style", overrides="", **base)
+    code, document = run({"1": graph()["1"], "2": settings})
+    assert code == 0
+    shown = "\n".join(item["text"] for item in document["outputs"])
+    costs = dict(
+        re.findall(r"(style|character|quick look|these settings): ([\d,]+) modules", shown)
+    )
+    assert costs["style"] == costs["these settings"]
+    assert int(costs["quick look"]) < int(costs["style"]) < int(costs["character"])

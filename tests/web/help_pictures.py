@@ -176,8 +176,8 @@ ENDS = {"PreviewAny", "PreviewImage", "LoraWorkbenchSaveModel"}
 ENDS |= {"LoraWorkbenchDataset", "LoraWorkbenchTrainSettings"}
 # Of the last node, for the whole report in its box.
 HEIGHTS = {
-    "LoraWorkbenchDataset": 900,
-    "LoraWorkbenchTrainSettings": 640,
+    "LoraWorkbenchDataset": 790,
+    "LoraWorkbenchTrainSettings": 900,
     "LoraWorkbenchTrain": 900,
 }
 ONLY_LAST = ("rows", "LoraWorkbenchTrain")  # the picture shows the last node alone

@@ -4,12 +4,15 @@ import { element } from "../rows/element.js";
 import { drawn, short } from "../svg.js";
 
 const [STEP, GAP] = [16, 4];
-const [LEFT, TOP, FLOOR, HEIGHT] = [40, 8, 92, 128]; // the labels stand upright below the floor
+const [LEFT, TOP, FLOOR] = [40, 8, 92];
+const [LABEL, LETTER] = [36, 5.5]; // the labels stand upright below the floor; at least so high
 const LEAST_BARS = 24; // so that few bars are not wide ones
 
 // Args: `values` as [[label, value]], `highest` of all charts that are compared.
 export function barChart(title, { values, highest, unit }) {
   const width = LEFT + STEP * Math.max(values.length, LEAST_BARS);
+  const letters = Math.max(0, ...values.map(([label]) => label.length));
+  const height = FLOOR + Math.max(LABEL, 4 + Math.ceil(LETTER * letters));
   const top = (value) => FLOOR - (highest ? value / highest : 0) * (FLOOR - TOP);
   const lines = [0.5, 1].flatMap((share) => [
     drawn("path", { class: "lw-grid", d: `M${LEFT} ${top(share * highest)}H${width}` }),
@@ -27,7 +30,7 @@ export function barChart(title, { values, highest, unit }) {
   const [name, told] = [`${title}: ${unit}`, inWords(values)];
   const svg = drawn(
     "svg",
-    { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", class: "lw-chart", "aria-label": `${name}. ${told}` },
+    { viewBox: `0 0 ${width} ${height}`, role: "img", class: "lw-chart", "aria-label": `${name}. ${told}` },
     drawn("title", {}, name),
     drawn("desc", {}, told),
     ...lines,

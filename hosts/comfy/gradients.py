@@ -1,0 +1,86 @@
+"""ComfyUI's modules made fit for gradients, for as long as a run lasts."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import comfy.model_management
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def gradients(parts: Iterable[nn.Module], encoders: Iterable[nn.Module]) -> Iterator[None]:
+    """Gradients flow through the parts; afterwards they are as they were, bit for bit.
+
+    Args:
+        parts: Loaded modules.
+        encoders: Those of them that are text encoders.
+    """
+    with ExitStack() as restore:
+        restore.enter_context(_without_kernels())
+        for part in parts:
+            restore.enter_context(_ordinary_weights(part))
+        for encoder in encoders:
+            restore.enter_context(_norms_read_copies(encoder))
+        yield
+
+
+@contextmanager
+def _without_kernels() -> Iterator[None]:
+    """ComfyUI: Flux and others then compute with what has gradients (0.30)."""
+    management = comfy.model_management
+    before = management.in_training
+    management.in_training = True
+    try:
+        yield
+    finally:
+        management.in_training = before
+
+
+@contextmanager
+def _ordinary_weights(part: nn.Module) -> Iterator[None]:
+    """Weights loaded in inference mode are ordinary ones of the same bits, one after another.
+
+    Autograd keeps no inference tensor for the backward pass, and ComfyUI writes into no others of
+    quantised weights (ops.py, 0.30).
+    """
+    places = [
+        (own, name)
+        for module in part.modules()
+        for own in (module._parameters, module._buffers)
+        for name, tensor in own.items()
+        if tensor is not None and tensor.is_inference()
+    ]
+    for own, name in places:
+        own[name] = _copied(own[name])
+    try:
+        yield
+    finally:
+        with torch.inference_mode():
+            for own, name in places:
+                own[name] = _copied(own[name])
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    copy = tensor.detach().clone()
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(copy, tensor.requires_grad) if is_parameter else copy
+
+
+@contextmanager
+def _norms_read_copies(encoder: nn.Module) -> Iterator[None]:
+    """Norms keep a copy of what they read for the backward pass.
+
+    ComfyUI: CLIP's layers then add to it in place (clip_model.py, 0.30).
+    """
+
+    def copied(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0].clone(), *inputs[1:]) if torch.is_grad_enabled() else inputs
+
+    norms = [module for module in encoder.modules() if "Norm" in type(module).__name__]
+    handles = [norm.register_forward_pre_hook(copied) for norm in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
