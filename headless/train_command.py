@@ -72,6 +72,8 @@ def _run(options: argparse.Namespace) -> int:
     prepared = checked_run(config, options.runs or user_folder() / "training")
     if options.check:
         looked_at(prepared)
+        if options.json:
+            print(json.dumps({"is_checked": True}))
         return 0
     try:
         outcome = trained(prepared, options.retrain)
@@ -120,6 +122,8 @@ def _written(outcome: "Outcome", output: Path | None) -> Path:
     """The LoRA under the name that was asked for, whole or not at all."""
     if output is None:
         return outcome.path
+    if not outcome.steps:
+        return outcome.path  # nothing is learnt yet
     if not outcome.is_complete:
         steps = f"{output.stem}-step-{outcome.steps:08}{output.suffix}"
         output = output.with_name(steps)

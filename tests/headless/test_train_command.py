@@ -141,8 +141,8 @@ def test_a_lora_is_trained_written_and_not_trained_twice(user):
 
 
 def test_a_check_says_the_cost_and_leaves_no_run(user):
-    code, out, err = user.train("--check")
-    assert (code, out) == (0, "")
+    code, out, err = user.train("--check", "--json")
+    assert (code, json.loads(out)) == (0, {"is_checked": True})
     assert "5 pictures" in err
     assert re.search(r"time: about .* for 4 steps", err)
     assert [path.name for path in user.runs.iterdir()] == ["cache"]
@@ -200,6 +200,7 @@ WRONG = {
     "every = 2": ('every = 2\n[output]\ndtype = "fp8"', "Known: bf16, fp16, fp32"),
     "every = 2 ": ('every = 2\n[preview]\nsampler = "eulr"', "use 'euler'"),
     "every = 2  ": ("every = 2\n[preview]\nsize = [65, 64]", "multiples of 8"),
+    "[model]": ("rank = 4\n[model]", "Did you mean: adapter.rank"),
     "[dataset]": ('device = "abacus"\n[dataset]', "The device 'abacus' cannot be used"),
 }
 

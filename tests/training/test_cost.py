@@ -19,9 +19,7 @@ from lora_workbench.training.injection import injected
 from lora_workbench.training.targets import choose_targets
 
 RANK = 16
-FAMILIES = pytest.mark.parametrize(
-    "family", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow)]
-)
+FAMILIES = pytest.mark.parametrize("family", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow)])
 SDXL = {
     "cross_attention_dim": 2048,
     "block_out_channels": (320, 640, 1280),
