@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.config is None:
         raise LoraError("There is no configuration.", fix="name a TOML file; --example prints one.")
-    _require_libraries()
+    require_libraries()
     return _run(options)
 
 
@@ -88,7 +88,8 @@ def _run(options: argparse.Namespace) -> int:
     return 0 if outcome.is_complete else 1
 
 
-def _require_libraries() -> None:
+def require_libraries() -> None:
+    """Refuse to train where something is missing."""
     import importlib.util
 
     missing = missing_libraries()
