@@ -327,6 +327,15 @@ def test_a_damaged_last_state_is_named_and_the_one_before_it_is_used(user, monke
     assert "Every state of this run is damaged" in err
 
 
+@pytest.mark.slow
+def test_the_demo_trains_a_lora_that_moves_pictures_to_its_style(tmp_path, capsys):
+    assert main(["demo", "--train", "--grid", str(tmp_path / "grid.png")]) == 0
+    told = re.search(r"style: ([\d.]+) without the file, ([\d.]+) with", capsys.readouterr().out)
+    without, with_it = map(float, told.groups())
+    assert with_it < 0.75 * without
+    assert (tmp_path / "grid.png").is_file()
+
+
 def test_peft_s_form_is_a_folder(user):
     changes = [("every = 2", 'every = 2\n[output]\nform = "peft"')]
     output = user.folder / "adapter"
