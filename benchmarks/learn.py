@@ -138,7 +138,7 @@ def loss_after(model, dataset, adapter, optimizer, steps, seed, folder):
         run=RunConfig(steps=steps, batch_size=4, seed=seed),
         validation=ValidationConfig(every=steps),
     )
-    output = Output()
+    output = Output(dtype="fp32")  # what hardly moved would round to nothing
     key = run_key(model, dataset, config, output)
     done = train(model, dataset, config, output, folder / key[:16], folder / "cache", Silent(), key)
     return done.history.validation[-1][1]

@@ -25,6 +25,7 @@ from ..lora_core.weighting import Weighting
 from .demo_pictures import show_pictures
 from .sample_files import WEIGHT_STD, write_random_checkpoint, write_random_lora
 from .text_table import size_text, text_table
+from .train_command import require_libraries
 
 HELP = "show the main job: a full-size merge undone bit for bit, and pictures"
 DESCRIPTION = """\
@@ -73,6 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--folder", metavar="DIR", type=Path, help="where to make the temporary folder"
     )
     parser.add_argument(
+        "--train",
+        action="store_true",
+        help="train a LoRA on drawn pictures instead, and show what it does; needs [train]",
+    )
+    parser.add_argument(
         "--grid",
         metavar="FILE",
         type=Path,
@@ -83,6 +89,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the demo; 1 when the base was not restored."""
+    if options.train:
+        require_libraries()
+        from .demo_train import show_training
+
+        return 0 if show_training(options.grid) else 1
     started = time.perf_counter()
     _require_space(options.folder or Path(tempfile.gettempdir()))
     with tempfile.TemporaryDirectory(prefix="lora-workbench-demo-", dir=options.folder) as scratch:

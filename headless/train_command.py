@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.config is None:
         raise LoraError("There is no configuration.", fix="name a TOML file; --example prints one.")
-    _require_libraries()
+    require_libraries()
     return _run(options)
 
 
@@ -72,6 +72,8 @@ def _run(options: argparse.Namespace) -> int:
     prepared = checked_run(config, options.runs or user_folder() / "training")
     if options.check:
         looked_at(prepared)
+        if options.json:
+            print(json.dumps({"is_checked": True}))
         return 0
     try:
         outcome = trained(prepared, options.retrain)
@@ -86,7 +88,8 @@ def _run(options: argparse.Namespace) -> int:
     return 0 if outcome.is_complete else 1
 
 
-def _require_libraries() -> None:
+def require_libraries() -> None:
+    """Refuse to train where something is missing."""
     import importlib.util
 
     missing = missing_libraries()
@@ -120,6 +123,8 @@ def _written(outcome: "Outcome", output: Path | None) -> Path:
     """The LoRA under the name that was asked for, whole or not at all."""
     if output is None:
         return outcome.path
+    if not outcome.steps:
+        return outcome.path  # nothing is learnt yet
     if not outcome.is_complete:
         steps = f"{output.stem}-step-{outcome.steps:08}{output.suffix}"
         output = output.with_name(steps)

@@ -76,7 +76,7 @@ def read_config(kind: type[_T], data: Mapping[str, Any], where: str = "") -> _T:
     hints = typing.get_type_hints(kind)
     for name in data:
         if name not in hints:
-            raise UnknownChoiceError("key", _path(where, name), [_path(where, n) for n in hints])
+            raise _unknown(where, name, hints)
     missing = [each.name for each in dataclasses.fields(kind) if _is_missing(each, data)]
     if missing:
         raise LoraError(
@@ -86,6 +86,22 @@ def read_config(kind: type[_T], data: Mapping[str, Any], where: str = "") -> _T:
         )
     values = {name: _value(hints[name], data[name], _path(where, name)) for name in data}
     return kind(**values)
+
+
+def _unknown(where: str, name: str, hints: Mapping[str, Any]) -> LoraError:
+    """A name that is no field; it may be one of a table that was left out."""
+    tables = [
+        _path(_path(where, table), name)
+        for table, kind in hints.items()
+        if dataclasses.is_dataclass(kind) and name in {f.name for f in dataclasses.fields(kind)}
+    ]
+    if not tables:
+        return UnknownChoiceError("key", _path(where, name), [_path(where, n) for n in hints])
+    return LoraError(
+        f"{_path(where, name)} stands in no table.",
+        {"Did you mean": " or ".join(tables)},
+        f"write {tables[0]}, or put it below its table's name.",
+    )
 
 
 def _is_missing(field: dataclasses.Field[Any], data: Mapping[str, Any]) -> bool:

@@ -100,10 +100,15 @@ class EmbeddedTrainable:
         return call[0].float()
 
     def preview(
-        self, prompt: str, config: PreviewConfig, size: tuple[int, int], seed: int, lora: Lora
+        self,
+        prompt: str,
+        config: PreviewConfig,
+        size: tuple[int, int],
+        seed: int,
+        lora: Lora | None,
     ) -> Tensor:
-        """See ``Trainable.preview``."""
-        stack = [StackItem(lora, 1.0, 1.0)]
+        """See ``Trainable.preview``; without a LoRA it is the base's picture."""
+        stack = [StackItem(lora, 1.0, 1.0)] if lora is not None else []
         found = applied(self._model, self._clip, self.table, stack, "report", "auto")
         width, height = size
         try:

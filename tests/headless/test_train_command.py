@@ -141,8 +141,8 @@ def test_a_lora_is_trained_written_and_not_trained_twice(user):
 
 
 def test_a_check_says_the_cost_and_leaves_no_run(user):
-    code, out, err = user.train("--check")
-    assert (code, out) == (0, "")
+    code, out, err = user.train("--check", "--json")
+    assert (code, json.loads(out)) == (0, {"is_checked": True})
     assert "5 pictures" in err
     assert re.search(r"time: about .* for 4 steps", err)
     assert [path.name for path in user.runs.iterdir()] == ["cache"]
@@ -200,6 +200,7 @@ WRONG = {
     "every = 2": ('every = 2\n[output]\ndtype = "fp8"', "Known: bf16, fp16, fp32"),
     "every = 2 ": ('every = 2\n[preview]\nsampler = "eulr"', "use 'euler'"),
     "every = 2  ": ("every = 2\n[preview]\nsize = [65, 64]", "multiples of 8"),
+    "[model]": ("rank = 4\n[model]", "Did you mean: adapter.rank"),
     "[dataset]": ('device = "abacus"\n[dataset]', "The device 'abacus' cannot be used"),
 }
 
@@ -324,6 +325,15 @@ def test_a_damaged_last_state_is_named_and_the_one_before_it_is_used(user, monke
     code, _, err = user.train()
     assert code == 2
     assert "Every state of this run is damaged" in err
+
+
+@pytest.mark.slow
+def test_the_demo_trains_a_lora_that_moves_pictures_to_its_style(tmp_path, capsys):
+    assert main(["demo", "--train", "--grid", str(tmp_path / "grid.png")]) == 0
+    told = re.search(r"style: ([\d.]+) without the file, ([\d.]+) with", capsys.readouterr().out)
+    without, with_it = map(float, told.groups())
+    assert with_it < 0.75 * without
+    assert (tmp_path / "grid.png").is_file()
 
 
 def test_peft_s_form_is_a_folder(user):

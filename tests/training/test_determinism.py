@@ -72,7 +72,7 @@ def test_an_interrupt_keeps_what_is_done(tmp_path):
     whole, _ = run(config, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path / "parts", watcher=Quiet(raise_after=4))
-    assert latest_state(tmp_path / "parts", "k").step == 4
+    assert latest_state(tmp_path / "parts", "k", pytest.fail).step == 4
     assert same(whole, run(config, tmp_path / "parts")[0])
 
 
@@ -127,3 +127,24 @@ def test_another_number_of_threads_is_told(tmp_path):
     watcher = Quiet()
     run(config, tmp_path, watcher=watcher)
     assert "began on 1 threads and goes on with 2" in watcher.notes[0]
+
+
+def test_an_interrupt_while_the_factors_move_keeps_the_state_before(tmp_path, monkeypatch):
+    config = short_run(**{**EVERYTHING, "optimizer": OptimizerConfig(rate=1e-3)})
+    whole, _ = run(config, tmp_path / "whole")
+    step, calls = torch.optim.AdamW.step, []
+
+    def interrupted(self, *arguments, **named):
+        calls.append(1)
+        if len(calls) == 4:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].add_(1)  # half of the factors have moved
+            raise KeyboardInterrupt
+        return step(self, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "parts")
+    found, _ = run(config, tmp_path / "parts")
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
