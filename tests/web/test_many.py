@@ -81,7 +81,7 @@ def test_the_list_of_files_is_asked_for_when_the_picker_opens(server, frontend):
     page.goto(server.url)
     wait_until_ready(page)
     assert [url for url in asked if "/lora_workbench/" in url] == []
-    page.evaluate("() => app.graph.add(LiteGraph.createNode('LoraWorkbenchApply'))")
+    page.evaluate("() => { app.graph.add(LiteGraph.createNode('LoraWorkbenchApply')) }")
     page.locator(".lw-add").focus()
     page.keyboard.press("Enter")
     page.locator(".lw-found li").first.wait_for()

@@ -32,9 +32,10 @@ LOAD_AND_INSPECT = canvas(
 )
 RENAME_AND_UNDO = """async () => {
     const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker
-    tracker.captureCanvasState()
+    const capture = () => tracker.captureCanvasState?.() ?? tracker.checkState?.()  // 1.27
+    capture()
     const titles = [(app.graph.nodes[0].title = "renamed")]
-    tracker.captureCanvasState()
+    capture()
     await tracker.undo()
     return [...titles, app.graph.nodes[0].title]
 }"""

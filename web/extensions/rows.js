@@ -21,6 +21,7 @@ const WIDGET = "LORA_WORKBENCH_ROWS";
 const [LEAST, MOST] = [110, 420]; // height of the list in the canvas's pixels
 const WIDTH = 440;
 const editors = new WeakMap(); // by node
+const focus = { last: null }; // `{id, focused}` of the node and field, or null when it is elsewhere
 const verdicts = new Verdicts((query) => ask("verdict", query));
 const blocks = new Verdicts((query) => ask("blocks", query));
 
@@ -35,16 +36,13 @@ export const rows = {
   // Another checkpoint in a loader upstream is such a change; verdicts that are known cost nothing.
   setup(app) {
     api.addEventListener("graphChanged", () => refreshVerdicts(app));
+    followFocus(app);
   },
 
-  // An undo builds the nodes anew; the focus goes to where it was.
-  beforeConfigureGraph(data, missing, app) {
-    const found = [...allNodes(app)].find(({ node }) => editors.get(node)?.focused);
-    this.left = found && { id: found.node.id, focused: editors.get(found.node).focused };
-  },
+  // An undo builds the nodes anew; the focus goes to where it was before their elements went.
 
   afterConfigureGraph(missing, app) {
-    const { id, focused } = this.left ?? {};
+    const { id, focused } = focus.last ?? {};
     const found = [...allNodes(app)].find(({ node }) => node.id === id && editors.has(node));
     if (found) focusOnceShown(editors.get(found.node), focused);
   },
@@ -62,6 +60,18 @@ export const rows = {
 
 export function editorOf(node) {
   return editors.get(node);
+}
+
+function followFocus(app) {
+  document.addEventListener("focusin", ({ target }) => {
+    const isOurs = target.closest(".lw-rows");
+    const found = isOurs && [...allNodes(app)].find(({ node }) => editors.get(node)?.focused);
+    focus.last = found ? { id: found.node.id, focused: editors.get(found.node).focused } : null;
+  });
+  const leave = ({ target }) => {
+    if (!target.closest?.(".lw-rows")) focus.last = null; // the canvas takes no focus
+  };
+  document.addEventListener("pointerdown", leave, { capture: true });
 }
 
 // Every file is read again, also where nothing seems to have changed.
