@@ -17,7 +17,7 @@ const NAMES = [
   ...["Content-Type", "AutoV2", "Enter", "Escape", "clip button"],
   ...["Files.Pictures", "Rows.NewStrength", "Rows.SeparateClip", "Rows.StrengthStep"],
   ...["Convert.Ask", "Comfy.Locale", "B-LoRA (Frenkel et al. 2024, arXiv:2403.14572)"],
-  ...["Apply", "Merge", "Unmerge", "SaveModel", "Inspect", "Hooks"],
+  ...["Apply", "Merge", "Unmerge", "SaveModel", "Inspect", "Hooks", "Dataset", "TrainSettings", "Train"],
 ];
 const NO_WORDS = /^(lw-|pi |LoraWorkbench)/;
 
