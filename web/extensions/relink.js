@@ -9,6 +9,7 @@ import { say } from "../messages.js";
 import { pickLoras } from "../rows/picker.js";
 import { relinked, wantedFiles } from "../rows/relink.js";
 import { relinkPanel } from "../rows/relink_panel.js";
+import { Turns } from "../rows/turns.js";
 import { ask, previewAddress } from "../server.js";
 import { rememberForUndo } from "../undo.js";
 
@@ -35,8 +36,11 @@ class Panel {
     const number = ++this.asked;
     this.root?.remove();
     const wanted = wantedFiles([...rowLists()].map(({ label, widget }) => ({ label, text: widget.value })));
-    const files = (await Promise.all(wanted.map(looked))).filter(({ name, found }) => found !== name);
-    if (number !== this.asked) return; // another workflow has come meanwhile
+    await idle(); // the canvas is drawn first
+    const isLatest = () => number === this.asked;
+    const answers = wanted.map((file) => turns.take(() => (isLatest() ? looked(file) : file)));
+    const files = (await Promise.all(answers)).filter(({ name, found }) => found !== name);
+    if (!isLatest()) return; // another workflow has come meanwhile
     const key = JSON.stringify(files.map((file) => file.key));
     if (always && !files.length) this.tell(say("relinkAllHere"));
     if (!files.length || (!always && this.putAway.has(key))) return;
@@ -61,6 +65,11 @@ class Panel {
 }
 
 const panel = new Panel();
+const turns = new Turns();
+
+function idle() {
+  return new Promise((done) => (window.requestIdleCallback ?? setTimeout)(done));
+}
 
 function* rowLists() {
   for (const { node } of allNodes(app)) {
