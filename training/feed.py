@@ -32,6 +32,9 @@ class Batch:
     mask: Tensor | None = None
     texts: Sequence[Mapping[str, Tensor]] | None = None
 
+    def __len__(self) -> int:
+        return len(self.latents)
+
 
 class Feed(Protocol):
     """The pictures of a run in their order, a function of the seed alone."""

@@ -8,33 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..lora_core.errors import FailedError, LoraError
 from ..lora_core.lora import Lora
-from .average import Average
 from .config import TrainConfig
 from .cost import Measured, measured
 from .dropout import Draws
-from .feed import Batch, Feed, SampleKey
+from .feed import Feed, SampleKey
 from .injection import Factors, ejected
-from .objective import drawn_noise, drawn_timestep, sample_losses, snr_weights
-from .optimizer import make_optimizer, parameters_of
+from .losses import Losses
+from .mover import Mover
 from .processes import Processes
 from .randomness import seed_of
-from .state import (
-    RunState,
-    latest_state,
-    pack_optimizer,
-    save_state,
-    state_files,
-    threads,
-    unpack_optimizer,
-)
-from .trainable import Conditions, Trainable
+from .state import RunState, latest_state, save_state, state_files, threads
+from .trainable import Trainable
 from .watcher import Progress, Watcher
 
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _Micro = tuple[Sequence[object], Sequence[SampleKey]]
 
 
@@ -90,15 +79,9 @@ class Trainer:
         self.step = 0
         self.history = History()
         self.processes = Processes()
-        self._draws, self._as_lora = draws, as_lora
-        self._optimizer, self._schedule = make_optimizer(factors, config.optimizer, steps)
-        self._parameters = parameters_of(self._optimizer)
-        for parameter in self._parameters:  # so that a process without a sample has them too
-            parameter.grad = torch.zeros_like(parameter)
-        self._average = Average(self._parameters, config.run.ema)
-        is_fp16 = config.run.precision == "fp16"
-        self._is_moving = False
-        self._scaler = torch.amp.GradScaler(model.device.type, enabled=is_fp16)
+        self._as_lora = as_lora
+        self._losses = Losses(model, config, draws)
+        self._mover = Mover(factors, config, steps, model.device)
 
     def run(self) -> None:
         """Go on to the end, to the watcher's stop, or to an early end.
@@ -111,12 +94,13 @@ class Trainer:
                 before are kept.
         """
         try:
+            self._validate()
             while not self.is_complete and not self._is_stopped():
                 self._advance()
         except LoraError:
             raise
         except BaseException:
-            if not self._is_moving:
+            if not self._mover.is_moving:
                 self.save()
             raise
         self.save()
@@ -154,12 +138,12 @@ class Trainer:
 
     def averaged(self) -> AbstractContextManager[None]:
         """A context in which the factors are their average, where the run keeps one."""
-        return self._average.shown()
+        return self._mover.averaged()
 
     def _advance(self) -> None:
         started = time.perf_counter()
         loss, norm = self._optimizer_step()
-        rate = max(self._schedule.get_last_lr())
+        rate = self._mover.rate
         self.watcher.stepped(
             Progress(self.step, self.steps, loss, rate, norm, time.perf_counter() - started)
         )
@@ -177,31 +161,21 @@ class Trainer:
         weights = [p for part in self.model.parts.values() for p in part.parameters()]
         self._gradients()
         found = measured(self._gradients, weights)
-        self._clear()
+        self._mover.clear()
         return found
 
     def _optimizer_step(self) -> tuple[float, float]:
         """Loss of the step's samples, and the norm of their gradients before clipping."""
-        self._clear()
+        self._mover.clear()
         loss = self._gradients()
         if not math.isfinite(loss):
             raise self._diverged()
-        self.processes.sum_gradients(self._parameters)
-        self._is_moving = True
-        self._scaler.unscale_(self._optimizer)
-        limit = self.config.optimizer.clip_norm or float("inf")
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, limit))
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self._schedule.step()
-        self._average.step()
+        self._mover.is_moving = True
+        norm = self._mover.step(self.processes)
         self.step += 1
         self.history.losses.append((self.step, loss))
-        self._is_moving = False
+        self._mover.is_moving = False
         return loss, norm
-
-    def _clear(self) -> None:
-        self._optimizer.zero_grad(set_to_none=False)
 
     def _gradients(self) -> float:
         """Add the step's gradients, those of this process's samples; gives the loss of all."""
@@ -212,8 +186,8 @@ class Trainer:
             own_picks, own_keys = self.processes.share(picks), self.processes.share(keys)
             if not own_picks:
                 continue
-            share = self._losses(self.feed.load(own_picks, own_keys), own_keys).sum() / count
-            self._scaler.scale(share).backward()
+            share = self._losses.of(self.feed.load(own_picks, own_keys), own_keys).sum() / count
+            self._mover.add_gradients(share)
             loss += share.detach()
         return float(self.processes.summed(loss))
 
@@ -230,72 +204,14 @@ class Trainer:
             yield picks, [(self.step, place + index) for index in range(len(picks))]
             place += len(picks)
 
-    def _losses(self, batch: Batch, keys: Sequence[SampleKey]) -> Tensor:
-        """The weighted loss of each sample, ``(n,)``, with its graph."""
-        config, seed, levels = self.config, self.config.run.seed, self.model.levels
-        times = torch.stack([drawn_timestep(levels, config.objective, seed, *key) for key in keys])
-        shape = tuple(batch.latents.shape[1:])
-        noise = torch.stack([drawn_noise(shape, config.objective, seed, *key) for key in keys])
-        losses = self._errors(batch, noise, times, keys)
-        weights = snr_weights(levels, times, config.objective.min_snr_gamma) * batch.weights
-        return losses * weights.to(losses.device)
-
-    def _errors(
-        self, batch: Batch, noise: Tensor, times: Tensor, keys: Sequence[SampleKey] = ()
-    ) -> Tensor:
-        """The loss of each sample, ``(n,)``; without keys nothing is dropped out."""
-        device, levels = self.model.device, self.model.levels
-        latents, noise, times = (x.to(device) for x in (batch.latents, noise, times))
-        with self._autocast():
-            texts = batch.texts or self._encoded(batch.captions, keys)
-            on_device = [{name: row.to(device) for name, row in text.items()} for text in texts]
-            conditions = self.model.conditions(on_device, batch.sizes)
-            noisy = levels.mixed(latents, noise, times)
-            with self._draws.of(keys):
-                answer = self.model.predict(noisy, times, conditions)
-        mask = None if batch.mask is None else batch.mask.to(device)
-        wanted = levels.wanted(latents, noise, times)
-        return sample_losses(answer, wanted, self.config.objective, mask)
-
-    def _encoded(self, captions: Sequence[str], keys: Sequence[SampleKey]) -> list[Conditions]:
-        """Captions one by one: each has as many chunks as it needs."""
-        texts: list[Conditions] = []
-        for index, caption in enumerate(captions):
-            with self._draws.of(keys[index : index + 1]):
-                texts += self.model.encode_captions([caption])
-        return texts
-
-    def _autocast(self) -> torch.autocast:
-        dtype = _DTYPES.get(self.config.run.precision)
-        kind = self.model.device.type
-        return torch.autocast(kind, dtype or torch.bfloat16, enabled=dtype is not None)
-
     def _validate(self) -> None:
-        every = self.config.validation.every
-        if every and self.step % every == 0:
-            loss = self.validation_loss()
-            self.history.validation.append((self.step, loss))
+        """Measure where it is time and has not been done, as after an interrupt."""
+        every, done = self.config.validation.every, self.history.validation
+        is_due = every and self.step and self.step % every == 0
+        if is_due and not (done and done[-1][0] == self.step):
+            loss = self._losses.of_validation(self.feed.validation())
+            done.append((self.step, loss))
             self.watcher.validated(self.step, loss)
-
-    @torch.no_grad()
-    def validation_loss(self) -> float:
-        """The loss on the pictures kept apart, at the same noise every time."""
-        seed, levels = self.config.run.seed, self.model.levels
-        count = self.config.validation.timesteps
-        places = torch.linspace(0, 1, count + 2)[1:-1] * (len(levels.signal) - 1)
-        losses: list[Tensor] = []
-        for index, batch in enumerate(self.feed.validation()):
-            shape = tuple(batch.latents.shape[1:])
-            for number, place in enumerate(places.long()):
-                noise = torch.stack(
-                    [
-                        drawn_noise(shape, self.config.objective, seed, "validation", index, n)
-                        for n in range(number * 1000, number * 1000 + len(batch.latents))
-                    ]
-                )
-                times = place.repeat(len(batch.latents))
-                losses.append(self._errors(batch, noise, times).cpu())
-        return float(torch.cat(losses).mean())
 
     def _is_settled(self) -> bool:
         """Whether the last measurements brought nothing better."""
@@ -322,11 +238,10 @@ class Trainer:
         return states[-1].name if states else "none was written"
 
     def _diverged(self) -> FailedError:
-        rate = max(self._schedule.get_last_lr())
         return FailedError(
             f"The loss is no number at step {self.step + 1}.",
             {
-                "Learning rate": rate,
+                "Learning rate": self._mover.rate,
                 "Precision": self.config.run.precision,
                 "Last good state": self._last_state(),
             },
@@ -347,41 +262,13 @@ class Trainer:
                 f"the run began on {state.threads} threads and goes on with {threads()}: "
                 "its numbers will differ in their last digits."
             )
-        self._load(state)
+        self._mover.load(state.tensors, state.facts)
+        self.step, self.history = state.step, History.of(state)
         return self.step
 
     def _state(self) -> RunState:
-        tensors = {
-            f"factor.{i}": parameter.detach() for i, parameter in enumerate(self._parameters)
-        }
-        optimizer, facts = pack_optimizer(self._optimizer.state_dict())
-        tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
-        tensors |= {f"average.{name}": value for name, value in self._average.tensors().items()}
+        tensors, told = self._mover.saved()
         for name in ("losses", "validation"):
             values = getattr(self.history, name)
             tensors[name] = torch.tensor(values, dtype=torch.float64).reshape(-1, 2)
-        told = {
-            "optimizer": facts,
-            "schedule": self._schedule.state_dict(),
-            "scaler": self._scaler.state_dict(),
-        }
         return RunState(self.step, self.key, threads(), tensors, told)
-
-    def _load(self, state: RunState) -> None:
-        def named(prefix: str) -> dict[str, Tensor]:
-            return {
-                name.removeprefix(prefix): tensor
-                for name, tensor in state.tensors.items()
-                if name.startswith(prefix)
-            }
-
-        with torch.no_grad():
-            for index, parameter in enumerate(self._parameters):
-                parameter.copy_(state.tensors[f"factor.{index}"])
-        self._optimizer.load_state_dict(
-            unpack_optimizer(named("optimizer."), state.facts["optimizer"])
-        )
-        self._schedule.load_state_dict(state.facts["schedule"])
-        self._scaler.load_state_dict(state.facts["scaler"])
-        self._average.load(named("average."))
-        self.step, self.history = state.step, History.of(state)

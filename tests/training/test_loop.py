@@ -141,6 +141,17 @@ def test_validation_is_at_the_same_noise_and_ends_a_settled_run(tmp_path):
     assert len(set(losses)) == 1
 
 
+def test_an_interrupt_before_a_measurement_loses_none(tmp_path):
+    config = altered(short_run(steps=4), validation=ValidationConfig(2, 2))
+    whole = Quiet()
+    run(config, tmp_path / "whole", watcher=whole)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "parts", watcher=Quiet(raise_after=2))
+    rest = Quiet()
+    run(config, tmp_path / "parts", watcher=rest)
+    assert rest.measured == whole.measured
+
+
 def test_only_the_latest_states_are_kept(tmp_path):
     config = altered(short_run(steps=6), checkpoint=CheckpointConfig(every=1, keep=2))
     run(config, tmp_path)
