@@ -139,7 +139,7 @@ def loss_after(model, dataset, adapter, optimizer, steps, seed, folder):
         validation=ValidationConfig(every=steps),
     )
     output = Output(dtype="fp32")  # what hardly moved would round to nothing
-    key = run_key(model, dataset, config, output)
+    key = run_key(model, dataset, config)
     done = train(model, dataset, config, output, folder / key[:16], folder / "cache", Silent(), key)
     return done.history.validation[-1][1]
 

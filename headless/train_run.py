@@ -97,10 +97,11 @@ def looked_at(prepared: Prepared) -> None:
 def trained(prepared: Prepared, retrain: bool) -> Outcome:
     """Train, with progress on standard error."""
     config = prepared.config
-    key = run_key(prepared.model, prepared.dataset, config.training, config.output)
+    key = run_key(prepared.model, prepared.dataset, config.training)
     folder = prepared.folder / key[:_KEY_LETTERS]
     if retrain and prepared.is_first_process:
         forget(folder)
+    Processes().wait()  # nobody finds what is being forgotten
     if prepared.is_first_process:
         write_text(report(prepared.dataset, config.run.batch_size))
     with _stop_on_interrupt() as stop, _bar(prepared.is_first_process) as bar:

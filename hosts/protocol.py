@@ -231,6 +231,16 @@ class Host(Protocol):
     def training_folders(self) -> TrainingFolders:
         """Where runs and their caches are kept."""
 
+    stopped_runs: set[tuple[str, int]]
+    """Name and seed of runs that were stopped before their end: queued again, they go on."""
+
+    def require_lora_name(self, name: str) -> None:
+        """Refuse a name that ``keep_lora`` would refuse.
+
+        Raises:
+            LoraError: the name is empty or leaves the folder.
+        """
+
     def keep_lora(self, name: str, source: Path, step: int | None) -> Path:
         """Copy a trained file to where LoRAs are found, under a name that is free.
 

@@ -42,6 +42,7 @@ class WithTrainingPlaces:
         user: Callable[[], Path],
     ) -> None:
         self._pictures, self._loras, self._user = pictures, loras, user
+        self.stopped_runs: set[tuple[str, int]] = set()
 
     def pictures_folder(self, name: str) -> Path:
         """See ``Host.pictures_folder``."""
@@ -78,6 +79,10 @@ class WithTrainingPlaces:
         root = self._user() / "training"
         return TrainingFolders(root / "runs", root / "cache")
 
+    def require_lora_name(self, name: str) -> None:
+        """See ``Host.require_lora_name``."""
+        _confined(self._loras(), name)
+
     def keep_lora(self, name: str, source: Path, step: int | None) -> Path:
         """See ``Host.keep_lora``."""
         stem = name if step is None else f"{name}-step-{step:08}"
@@ -101,7 +106,8 @@ class WithTrainingPlaces:
 
 def _confined(root: Path, name: str) -> Path:
     posix = PurePosixPath(name.replace("\\", "/"))
-    if not name.strip() or posix.is_absolute() or ".." in posix.parts or ":" in posix.parts[0]:
+    parts = posix.parts
+    if not parts or posix.is_absolute() or ".." in parts or ":" in parts[0]:
         raise LoraError(
             f"{name!r} is not a name inside the folder.",
             {"Folder": root, "Expected": "a relative name without '..'"},

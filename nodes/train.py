@@ -1,5 +1,6 @@
 """Train LoRA: from pictures to a LoRA that the same graph can use."""
 
+import time
 from typing import Any
 
 from .base import LIVE_INPUT, Node
@@ -55,6 +56,11 @@ class LoraWorkbenchTrain(Node):
             "optional": {"name": ("STRING", name)},
             "hidden": LIVE_INPUT,
         }
+
+    @classmethod
+    def IS_CHANGED(cls, name: str = "lora", seed: int = 0, **_: object) -> str:  # noqa: N802
+        """A run that was stopped goes on when it is queued again."""
+        return str(time.time_ns()) if (name, seed) in cls.host.stopped_runs else ""
 
     def execute(
         self,

@@ -49,16 +49,21 @@ def run_node(
     """Train in the host's folders; see ``training.run.train``."""
     config = replace(settings, run=replace(settings.run, seed=seed))
     output = Output(name=name)
+    host.require_lora_name(name)  # before hours of training
     folders = host.training_folders()
     with torch.inference_mode(False), torch.enable_grad():
         trainable = host.trainable(model, clip, vae)
-        key = run_key(trainable, dataset, config, output)
+        key = run_key(trainable, dataset, config)
         folder = folders.runs / key[:_KEY_LETTERS]
         if retrain:
             forget(folder)
         with host.live(node_id) as live:
             watcher = NodeWatcher(live)
             outcome = train(trainable, dataset, config, output, folder, folders.cache, watcher, key)
+    if outcome.is_complete:
+        host.stopped_runs.discard((name, seed))
+    else:
+        host.stopped_runs.add((name, seed))
     path = host.keep_lora(name, outcome.path, None if outcome.is_complete else outcome.steps)
     losses = [loss for _, loss in outcome.history.losses]
     curves = {"loss": outcome.history.losses, "validation": outcome.history.validation}

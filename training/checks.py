@@ -45,8 +45,11 @@ def _ranges(config: TrainConfig, levels: NoiseLevels) -> Iterator[_Check]:
     yield "adapter.dropout", adapter.dropout, 0 <= adapter.dropout < 1, "0 to below 1"
     for rule in adapter.rules:
         yield "adapter.rules.rank", rule.rank, (rule.rank or 0) >= 0, "0 or more"
+        yield "adapter.rules.rate", rule.rate, rule.rate is None or rule.rate > 0, "above 0"
         yield "adapter.rules.alpha", rule.alpha, rule.alpha is None or rule.alpha > 0, "above 0"
     yield "optimizer.rate", optimizer.rate, optimizer.rate > 0, "above 0"
+    text = optimizer.text_encoder_rate
+    yield "optimizer.text_encoder_rate", text, text is None or text > 0, "above 0"
     yield "optimizer.lora_plus", optimizer.lora_plus, optimizer.lora_plus > 0, "above 0"
     yield "optimizer.clip_norm", optimizer.clip_norm, optimizer.clip_norm >= 0, "0 or more"
     yield "optimizer.warmup_steps", optimizer.warmup_steps, optimizer.warmup_steps >= 0, "0 or more"
@@ -101,12 +104,6 @@ def _idle(config: TrainConfig, levels: NoiseLevels, has_validation: bool) -> Ite
     )
     gamma = objective.min_snr_gamma
     yield "objective.min_snr_gamma", gamma, not (gamma and is_flow), "a model of noise or velocity"
-    yield (
-        "objective.flow_shift",
-        objective.flow_shift,
-        is_flow or not objective.flow_shift,
-        "a flow",
-    )
     yield (
         "validation.every",
         validation.every,

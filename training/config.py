@@ -102,7 +102,6 @@ class ObjectiveConfig:
         noise_offset: Standard deviation of what a channel's noise is moved by as a whole.
         first_timestep: Least noise, counted from 0.
         last_timestep: Most noise; None is the model's last.
-        flow_shift: Of a flow model's timesteps; None is the model's own.
     """
 
     loss: Loss = "mse"
@@ -111,7 +110,6 @@ class ObjectiveConfig:
     noise_offset: float = 0.0
     first_timestep: int = 0
     last_timestep: int | None = None
-    flow_shift: float | None = None
 
 
 @dataclass(frozen=True)

@@ -228,14 +228,13 @@ def _modules_put_back(part: nn.Module, targets: list[TrainedTarget]) -> Iterator
 @contextmanager
 def _weights_put_back(part: nn.Module, targets: list[TrainedTarget]) -> Iterator[None]:
     """PiSSA takes its start out of the weights."""
-    parameters = [part.get_submodule(t.module).weight for t in targets]
-    kept = [(parameter, parameter.data, parameter.data.clone()) for parameter in parameters]
+    modules = [part.get_submodule(t.module) for t in targets]
+    kept = [(module, module.weight.detach().clone()) for module in modules]
     try:
         yield
     finally:
-        for parameter, storage, copy in kept:
-            storage.copy_(copy)
-            parameter.data = storage
+        for module, copy in kept:  # a preview on another device may have made it another tensor
+            module.weight.data.copy_(copy)
 
 
 def _set(part: nn.Module, name: str) -> Callable[[nn.Module], None]:

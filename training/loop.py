@@ -81,7 +81,8 @@ class Trainer:
         self.processes = Processes()
         self._as_lora = as_lora
         self._losses = Losses(model, config, draws)
-        self._mover = Mover(factors, config, steps, model.device)
+        is_half = config.run.precision == "fp16" or _has_half_weights(model, factors)
+        self._mover = Mover(factors, config, steps, model.device, is_half)
 
     def run(self) -> None:
         """Go on to the end, to the watcher's stop, or to an early end.
@@ -185,6 +186,7 @@ class Trainer:
         for picks, keys in micros:
             own_picks, own_keys = self.processes.share(picks), self.processes.share(keys)
             if not own_picks:
+                self._mover.add_nothing(self.model.device)
                 continue
             share = self._losses.of(self.feed.load(own_picks, own_keys), own_keys).sum() / count
             self._mover.add_gradients(share)
@@ -209,7 +211,8 @@ class Trainer:
         every, done = self.config.validation.every, self.history.validation
         is_due = every and self.step and self.step % every == 0
         if is_due and not (done and done[-1][0] == self.step):
-            loss = self._losses.of_validation(self.feed.validation())
+            with self.averaged():
+                loss = self._losses.of_validation(self.feed.validation())
             done.append((self.step, loss))
             self.watcher.validated(self.step, loss)
 
@@ -226,7 +229,8 @@ class Trainer:
         if not config.every or self.step % config.every or not self.processes.is_first:
             return
         size = config.size or self.feed.size
-        lora = self._as_lora()
+        with self.averaged():
+            lora = self._as_lora()
         with ejected(self.model.parts, self.factors), torch.no_grad():
             for index, prompt in enumerate(config.prompts):
                 seed = seed_of(self.config.run.seed, "preview", index)
@@ -272,3 +276,12 @@ class Trainer:
             values = getattr(self.history, name)
             tensors[name] = torch.tensor(values, dtype=torch.float64).reshape(-1, 2)
         return RunState(self.step, self.key, threads(), tensors, told)
+
+
+def _has_half_weights(model: Trainable, factors: Sequence[Factors]) -> bool:
+    components = {each.trained.component for each in factors} | {"unet"}
+    return any(
+        parameter.dtype is torch.float16
+        for name in components
+        for parameter in model.parts[name].parameters()
+    )

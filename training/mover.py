@@ -23,13 +23,19 @@ class Mover:
         config: The run's.
         steps: Optimiser steps of the run.
         device: Of the factors.
+        is_half: Whether gradients pass through fp16, whose small ones vanish unless scaled up.
 
     Attributes:
         is_moving: Whether a step is half done.
     """
 
     def __init__(
-        self, factors: Sequence[Factors], config: TrainConfig, steps: int, device: torch.device
+        self,
+        factors: Sequence[Factors],
+        config: TrainConfig,
+        steps: int,
+        device: torch.device,
+        is_half: bool,
     ) -> None:
         self._optimizer, self._schedule = make_optimizer(factors, config.optimizer, steps)
         self._parameters = parameters_of(self._optimizer)
@@ -37,8 +43,7 @@ class Mover:
             parameter.grad = torch.zeros_like(parameter)
         self._average = Average(self._parameters, config.run.ema)
         self._limit = config.optimizer.clip_norm or float("inf")
-        is_fp16 = config.run.precision == "fp16"
-        self._scaler = torch.amp.GradScaler(device.type, enabled=is_fp16)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=is_half)
         self.is_moving = False
 
     @property
@@ -54,15 +59,24 @@ class Mover:
         """Add those of a loss."""
         self._scaler.scale(loss).backward()
 
+    def add_nothing(self, device: torch.device) -> None:
+        """In a process without a sample: the scaler wants to be asked in every step."""
+        self._scaler.scale(torch.zeros((), device=device))
+
     def step(self, processes: Processes) -> float:
-        """Move by the gradients of all processes; gives their norm before clipping."""
+        """Move by the gradients of all processes; gives their norm before clipping.
+
+        Where fp16's gradients overflow, nothing moves and the scale is lowered.
+        """
+        scale = self._scaler.get_scale()
         processes.sum_gradients(self._parameters)
         self._scaler.unscale_(self._optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._limit))
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._schedule.step()
-        self._average.step()
+        if self._scaler.get_scale() >= scale:
+            self._schedule.step()
+            self._average.step()
         return norm
 
     def averaged(self) -> AbstractContextManager[None]:

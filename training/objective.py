@@ -39,13 +39,6 @@ class NoiseLevels:
         kept = alphas_cumprod.double().cpu()
         return cls(prediction, kept.sqrt(), (1 - kept).sqrt())
 
-    @classmethod
-    def of_flow(cls, timesteps: int, shift: float) -> "NoiseLevels":
-        """Of a flow whose noise at u is shift u / (1 + (shift - 1) u) (arXiv:2403.03206, 5.3.2)."""
-        u = torch.arange(1, timesteps + 1, dtype=torch.float64) / timesteps
-        noise = shift * u / (1 + (shift - 1) * u)
-        return cls("flow", 1 - noise, noise)
-
     @property
     def snr(self) -> Tensor:
         """Signal to noise, ``(timesteps,)``, float64."""

@@ -68,7 +68,8 @@ def _rate(factors: Factors, config: OptimizerConfig) -> float:
     if trained.rate is not None:
         return trained.rate
     is_text = trained.component != "unet"
-    return config.text_encoder_rate if is_text and config.text_encoder_rate else config.rate
+    own = config.text_encoder_rate
+    return own if is_text and own is not None else config.rate
 
 
 def _refuse_idle(config: OptimizerConfig, steps: int) -> None:

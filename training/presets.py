@@ -67,12 +67,11 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "adapter": {"rank": 8, "alpha": 8.0, "targets": ["attn"]},
                 "optimizer": {"rate": 5e-4, "schedule": "constant_with_warmup", "warmup_steps": 10},
                 "run": {"steps": 200, "batch_size": 1},
-                "checkpoint": {"every": 50},
             },
             {
                 "optimizer.rate": "five times the usual: rough, and quick",
                 "adapter.targets": "attention alone is most of what a LoRA learns",
-                "checkpoint.every": "to compare how far it was after 50, 100 and 150 steps",
+                "run.steps": "enough to see whether it goes the right way",
             },
         ),
     }

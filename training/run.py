@@ -19,6 +19,7 @@ from .dataset.data import Dataset
 from .dropout import Draws
 from .export import TrainedModule, export, exported_tensors, named_modules
 from .export.from_peft import trained_modules
+from .hashes import weights_hash
 from .injection import Factors, injected
 from .loop import History, Trainer
 from .metadata_facts import training_facts
@@ -55,15 +56,16 @@ class Outcome:
     warnings: tuple[str, ...]
 
 
-def run_key(model: Trainable, dataset: Dataset, config: TrainConfig, output: Output) -> str:
-    """Of everything that decides the file; previews and checkpoints do not."""
+def run_key(model: Trainable, dataset: Dataset, config: TrainConfig) -> str:
+    """Of everything that decides what is learnt; previews, checkpoints and the output do not."""
     told = asdict(config)
     del told["preview"], told["checkpoint"]
     parts = [
         VERSION,
         told,
-        asdict(output),
         dataset.sha256,
+        model.levels.prediction,
+        weights_hash({"signal": model.levels.signal, "noise": model.levels.noise}),
         model.identity,
         model.autoencoder,
         model.text,
@@ -96,7 +98,7 @@ def train(
     Raises:
         LoraError: something cannot be used, does nothing, or went wrong; states are kept.
     """
-    finished = _finished(folder, key)
+    finished = _finished(folder, key, output)
     Processes().wait()  # all have looked before one writes
     if finished is not None:
         return finished
@@ -161,7 +163,7 @@ def _trainer(
             key,
             watcher,
             draws,
-            lambda: _live_lora(output.name, modules_of(model, factors), model),
+            lambda: _live_lora(output.name, modules_of(model, factors, is_live=True), model),
         )
 
 
@@ -219,9 +221,18 @@ def planned_steps(config: TrainConfig, batches_per_epoch: int) -> int:
     return run.steps or -(-run.epochs * batches_per_epoch // run.accumulation)
 
 
-def modules_of(model: Trainable, factors: Sequence[Factors]) -> list[TrainedModule]:
-    """The factors as they are, for the exporter."""
-    starts = {(f.trained.component, f.trained.module): f.initial for f in factors if f.initial}
+def modules_of(
+    model: Trainable, factors: Sequence[Factors], is_live: bool = False
+) -> list[TrainedModule]:
+    """The factors as they are, for the exporter.
+
+    Args:
+        model: Of the run.
+        factors: All of the run.
+        is_live: Whether they go onto the model as it is in the run, which lacks PiSSA's start.
+    """
+    begun = () if is_live else factors
+    starts = {(f.trained.component, f.trained.module): f.initial for f in begun if f.initial}
     found: list[TrainedModule] = []
     for component, part in model.parts.items():
         own = [f.trained for f in factors if f.trained.component == component]
@@ -252,6 +263,7 @@ def _export(
     if trainer.is_complete:
         told = {
             "key": trainer.key,
+            "output": asdict(output),
             "file": path.name,
             "sha256": found.sha256,
             "steps": trainer.step,
@@ -264,12 +276,13 @@ def _export(
     return found.warnings
 
 
-def _finished(folder: Path, key: str) -> Outcome | None:
+def _finished(folder: Path, key: str, output: Output) -> Outcome | None:
     """What a run left that came to its end; None where something of it was lost or changed."""
     try:
         told = json.loads((folder / _RECEIPT).read_text(encoding="utf-8"))
         path, lora = folder / told["file"], load_lora(folder / told["file"])
-        if told["key"] != key or lora.sha256 != told["sha256"]:
+        is_same = told["key"] == key and told["output"] == asdict(output)
+        if not is_same or lora.sha256 != told["sha256"]:
             return None
         history = History(**{name: [tuple(pair) for pair in told[name]] for name in _MEASURED})
         return Outcome(path, lora, history, told["steps"], 0, True, tuple(told["warnings"]))

@@ -32,6 +32,10 @@ def settings_of(preset: str, overrides: str) -> TrainConfig:
         raise UnknownChoiceError("preset", preset, PRESETS)
     changes = parse_toml(overrides, "The changes")
     _refuse_bare(changes)
+    if "seed" in changes.get("run", {}):
+        raise LoraError(
+            "run.seed would do nothing here.", {}, "set the seed on Train LoRA, and leave it out."
+        )
     return read_config(TrainConfig, merged(PRESETS[preset].settings, changes))
 
 

@@ -62,7 +62,9 @@ class ComfyTrainable:
         text_hash = weights_hash(_read_weights(clip.cond_stage_model))
         model_hash = weights_hash(self._model.model.state_dict())
         self.identity = f"{model_hash}+{text_hash}"
-        self.autoencoder = weights_hash(vae.first_stage_model.state_dict())
+        latents = self._model.model.latent_format
+        scale = f"{type(latents).__name__} {latents.scale_factor}"
+        self.autoencoder = f"{weights_hash(vae.first_stage_model.state_dict())} {scale}"
         self.text = f"{text_hash} skip {clip.layer_idx}"
 
     @contextmanager

@@ -54,7 +54,8 @@ class EmbeddedTrainable:
         self.device = next(model.part.unet.parameters()).device
         text_hash = weights_hash(clip.base.weights)
         self.identity = f"{weights_hash(model.base.weights)}+{text_hash}"
-        self.autoencoder = weights_hash(vae.part.vae.state_dict())
+        scale = model.part.latent_scale
+        self.autoencoder = f"{weights_hash(vae.part.vae.state_dict())} scale {scale}"
         self.text = f"{text_hash} skip {clip.skip}"
 
     @contextmanager

@@ -94,7 +94,7 @@ def recorded(package, trainable, pictures, folder, overrides):
             noise = pack.objective.drawn_noise((4, 8, 8), config.objective, seed, *key)
             found |= {f"time {key}": time, f"noise {key}": noise}
     watcher = Losses()
-    key = pack.run.run_key(model, dataset, config, output)
+    key = pack.run.run_key(model, dataset, config)
     outcome = pack.run.train(
         model, dataset, config, output, Path(folder) / "run", Path(folder) / "cache", watcher, key
     )

@@ -116,7 +116,7 @@ class Runs:
         output = output or self.pack.config.Output(name="dots", dtype="fp32")
         with torch.inference_mode(), torch.inference_mode(False), torch.enable_grad():
             trainable = self.trainable()
-            key = self.pack.run.run_key(trainable, self.dataset, config, output)
+            key = self.pack.run.run_key(trainable, self.dataset, config)
             return self.pack.run.train(
                 trainable,
                 self.dataset,

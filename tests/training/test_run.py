@@ -11,6 +11,7 @@ from lora_workbench.lora_core.lora import load_lora
 from lora_workbench.training.config import (
     AdapterConfig,
     CheckpointConfig,
+    OptimizerConfig,
     Output,
     PreviewConfig,
     RunConfig,
@@ -30,7 +31,7 @@ SHORT = TrainConfig(
 
 def trained(folder, dataset, config=SHORT, watcher=None, model=None, output=None):
     model, output = model or tiny_trainable(), output or Output(name="dots")
-    key = run_key(model, dataset, config, output)
+    key = run_key(model, dataset, config)
     runs, cache = folder / "runs" / key[:16], folder / "cache"
     return train(model, dataset, config, output, runs, cache, watcher or Quiet(), key)
 
@@ -101,7 +102,7 @@ def test_another_picture_caption_seed_or_base_is_another_run(folder, tmp_path):
             with torch.no_grad():
                 next(model.parts["unet"].parameters()).add_(1)
             model = type(model)(model._model, model._clip, model._vae)
-        keys.add(run_key(model, dataset, config, Output()))
+        keys.add(run_key(model, dataset, config))
     assert len(keys) == 5
 
 
@@ -141,9 +142,36 @@ def test_numbers_that_cannot_be_meant_are_refused(dataset, tmp_path):
     wrong = {
         "adapter.rank": {"adapter": AdapterConfig(rank=0)},
         "adapter.dropout": {"adapter": AdapterConfig(dropout=1.0)},
+        "optimizer.text_encoder_rate": {"optimizer": OptimizerConfig(text_encoder_rate=0.0)},
         "run.steps": {"run": RunConfig(steps=-1)},
         "run.ema": {"run": RunConfig(ema=1.0)},
     }
     for name, change in wrong.items():
         with pytest.raises(LoraError, match=f"{name} cannot be"):
             trained(tmp_path, dataset, TrainConfig(**{**vars(SHORT), **change}))
+
+
+def test_another_name_or_dtype_is_another_file_of_the_same_run(dataset, tmp_path):
+    trained(tmp_path, dataset)
+    other = trained(tmp_path, dataset, output=Output(name="spots", dtype="fp32"))
+    assert other.new_steps == 0
+    assert other.lora.file.metadata["ss_output_name"] == "spots"
+
+
+def test_a_preview_of_pissa_begins_with_the_base_s_picture(dataset, tmp_path):
+    """What lies on the rest of the weights is the whole product, and not what it gained."""
+    preview = PreviewConfig(every=1, prompts=("a dot",), steps=2, size=(64, 64))
+    still = OptimizerConfig(rate=1e-5, weight_decay=0.0)
+    pictures = []
+    for start in ("zero", "pissa"):
+        adapter = AdapterConfig(rank=2, targets=("attn",), start=start)
+        config = TrainConfig(adapter=adapter, optimizer=still, run=RunConfig(1), preview=preview)
+        watcher = Quiet()
+        trained(tmp_path, dataset, config, watcher, output=Output(dtype="fp32"))
+        pictures.append(watcher.pictures[0][2])
+    torch.testing.assert_close(pictures[1], pictures[0], rtol=0, atol=2e-3)
+
+
+def test_what_the_model_predicts_is_part_of_the_run(dataset):
+    epsilon, velocity = (tiny_trainable(prediction=p) for p in ("epsilon", "v_prediction"))
+    assert run_key(epsilon, dataset, SHORT) != run_key(velocity, dataset, SHORT)
