@@ -58,6 +58,9 @@ def test_the_pack_registers_its_nodes(comfy):
         "LoraWorkbenchSaveModel",
         "LoraWorkbenchInspect",
         "LoraWorkbenchHooks",
+        "LoraWorkbenchDataset",
+        "LoraWorkbenchTrainSettings",
+        "LoraWorkbenchTrain",
     }
 
 

@@ -123,7 +123,7 @@ def test_a_row_whose_file_is_missing_or_another_resolves_to_near_matches(ask):
     assert (status, found["name"]) == (200, None)
     assert found["near"] == ["routes/good.safetensors"]
     assert "missing" in found["error"]["headline"]
-    _, found = ask("resolve", name="good", sha256="0" * 64)
+    _, found = ask("resolve", name="routes/good.safetensors", sha256="0" * 64)
     assert (found["name"], found["near"]) == (None, ["routes/good.safetensors"])
     assert "is not the file" in found["error"]["headline"]
 

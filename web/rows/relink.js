@@ -1,5 +1,5 @@
 // Which files the rows of a workflow mean, and the rows with other files in their place.
-import { parseRows, writeRows } from "./rows.js";
+import { parseRows, readRows, writeRows } from "./rows.js";
 
 // What makes two rows mean the same file.
 export function keyOf({ name, sha256, size }) {
@@ -24,13 +24,14 @@ export function wantedFiles(lists) {
 // The text with `{name, sha256, size}` of `files` (by key) in the rows that mean them, or null when
 // no row does. All else in a row stays.
 export function relinked(text, files) {
-  const rows = rowsIn(text);
-  if (!rows.some((row) => files.has(keyOf(row)))) return null;
+  if (!rowsIn(text).some((row) => files.has(keyOf(row)))) return null;
+  const { rows, others } = readRows(text);
   return writeRows(
     rows.map(({ sha256, size, ...row }) => {
       const file = files.get(keyOf({ name: row.name, sha256, size })) ?? { sha256, size };
       return { ...row, ...file };
     }),
+    others,
   );
 }
 
