@@ -30,8 +30,10 @@ export const live = {
   // Not in `setup`: after a reload in the midst of a run events come before that.
   init(app) {
     api.addEventListener(EVENT, ({ detail }) => {
-      if (!states.take(detail)) load(app);
-      else if (detail.workflow === workflowOf(app)) show(app, detail);
+      const isWhole = states.take(detail);
+      if (detail.workflow !== workflowOf(app)) return; // its panels are loaded when it is shown
+      if (isWhole) show(app, detail);
+      else load(app);
     });
     api.addEventListener("reconnected", () => load(app));
   },

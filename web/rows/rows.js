@@ -116,10 +116,16 @@ function ofJson(text) {
 function checkedRow(item, index) {
   if (typeof item?.name !== "string") throw new Error(say("rowNoName", { row: index + 1 }));
   const row = newRow(item.name, item);
-  const wrong = ["model", "clip"].find((key) => row[key] != null && typeof row[key] !== "number");
+  const wrong = ["model", "clip"].find((key) => isWrong(key, row[key]));
   if (wrong) throw new Error(say("rowNotNumber", { row: index + 1, field: wrong }));
   for (const key of ["clip", "weighting", "sha256", "size"]) if (row[key] === null) delete row[key];
   return row;
+}
+
+// As nodes/rows.py: a CLIP strength may be null, for the model's.
+function isWrong(key, value) {
+  const isLeftOut = key === "clip" && (value === null || value === undefined);
+  return !isLeftOut && typeof value !== "number";
 }
 
 function rowsOfTags(text) {

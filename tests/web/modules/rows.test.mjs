@@ -101,3 +101,8 @@ test("fields beside the rows are kept, and written after them", () => {
   assert.deepEqual(JSON.parse(rows.writeRows(list, others)), { version: 1, rows: list, made_by: "x" });
   assert.deepEqual(rows.readRows("<lora:a:1>").others, {});
 });
+
+test("a strength that is null is no strength", () => {
+  assert.throws(() => rows.parseRows('[{"name": "a", "model": null}]'), /model/);
+  assert.equal(rows.parseRows('[{"name": "a", "clip": null}]')[0].clip, undefined);
+});
