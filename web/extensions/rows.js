@@ -1,5 +1,6 @@
 // The row editor on Apply LoRAs and LoRA Stack, in place of the text box of their input `rows`.
 import { allNodes } from "../all_nodes.js";
+import { copyText } from "../clipboard.js";
 import { api } from "../comfy.js";
 import { showDetails } from "../rows/details.js";
 import { RowEditor } from "../rows/editor.js";
@@ -170,7 +171,7 @@ function wordTargets(app) {
         },
       })),
   );
-  return [{ label: say("clipboard"), take: (word) => navigator.clipboard.writeText(word) }, ...texts];
+  return [{ label: say("clipboard"), take: copyText }, ...texts];
 }
 
 function fit(node, widget) {

@@ -1,4 +1,5 @@
 // The hash of a file, whole and as model sites write it, to be copied.
+import { copyText } from "../clipboard.js";
 import { say } from "../messages.js";
 import { element } from "./element.js";
 
@@ -21,7 +22,7 @@ function hash(name, value) {
   const told = element("span", { role: "status" });
   const copy = async () => {
     try {
-      await navigator.clipboard.writeText(value);
+      await copyText(value);
       told.textContent = ` ${say("hashCopied")}`;
     } catch {
       told.textContent = ` ${say("noClipboard")}`;

@@ -1,27 +1,27 @@
 // Factors by block as a strip of bars.
+import { drawn } from "../svg.js";
 import { say } from "../messages.js";
 import { inRanges, shown } from "./weighting_rules.js";
 
-const SVG = "http://www.w3.org/2000/svg";
 const [BAR, GAP, HEIGHT] = [3, 1, 16]; // units of the picture
 
 // Args:
 //   blocks: `[{name, least, mean, most}]`, in order.
 export function sparkline(label, blocks) {
   const width = blocks.length * (BAR + GAP);
-  const svg = svgElement("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, preserveAspectRatio: "none" });
+  const svg = drawn("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, preserveAspectRatio: "none" });
   const text = `${label}: ${factorsInWords(blocks)}`;
   svg.setAttribute("role", "img");
   svg.setAttribute("aria-label", text);
   svg.setAttribute("class", "lw-spark");
-  const title = svgElement("title", {});
+  const title = drawn("title", {});
   title.textContent = text;
-  const ground = svgElement("rect", { x: 0, y: HEIGHT - 0.5, width, height: 0.5 });
+  const ground = drawn("rect", { x: 0, y: HEIGHT - 0.5, width, height: 0.5 });
   const highest = Math.max(1, ...blocks.map(({ mean }) => Math.abs(mean)));
   const bars = blocks.map(({ mean }, index) => {
     const height = (Math.abs(mean) / highest) * HEIGHT;
     const place = { x: index * (BAR + GAP), y: HEIGHT - height, width: BAR, height };
-    return svgElement("rect", { ...place, class: mean < 0 ? "lw-negative" : "" });
+    return drawn("rect", { ...place, class: mean < 0 ? "lw-negative" : "" });
   });
   svg.append(title, ground, ...bars);
   return svg;
@@ -38,10 +38,4 @@ export function factorsInWords(blocks) {
 export function factorInWords({ least, most }) {
   if (least === most) return shown(least);
   return say("weightingRange", { least: shown(least), most: shown(most) });
-}
-
-function svgElement(tag, attributes) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
 }
