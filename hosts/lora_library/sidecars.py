@@ -1,7 +1,7 @@
 """Files that other programs put beside a LoRA: pictures, notes, trigger words. Never written."""
 
 import json
-from collections.abc import Container, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 PICTURE_TYPES = {
@@ -15,10 +15,15 @@ _LONGEST_NOTES = 64 << 10  # bytes
 _LONGEST_JSON = 8 << 20  # bytes; these files hold a model's page of a web site
 
 
-def has_preview(file_name: str, names: Container[str]) -> bool:
-    """Whether one of the names in a LoRA's folder is its picture."""
-    stem, _, _ = file_name.rpartition(".")
-    return any(stem + ending in names for ending in _PICTURE_ENDINGS)
+def pictured(names: Iterable[str]) -> frozenset[str]:
+    """The names, without their endings, of the LoRAs that have a picture among ``names``."""
+    pictures = [name for name in names if name.endswith(_PICTURE_ENDINGS)]
+    return frozenset(
+        name.removesuffix(ending)
+        for name in pictures
+        for ending in _PICTURE_ENDINGS
+        if name.endswith(ending)
+    )
 
 
 def preview_of(path: Path) -> Path | None:

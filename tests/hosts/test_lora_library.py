@@ -287,9 +287,11 @@ def test_the_picture_beside_a_file_is_found_by_both_ways(tmp_path, ending):
 
 def test_a_list_keeps_the_order_and_the_first_folder_wins(tmp_path):
     first, second = tmp_path / "1", tmp_path / "2"
-    for folder, size in ((first, 1), (second, 2)):
+    for folder in (first, second):
         (folder / "sub").mkdir(parents=True)
-        (folder / "sub" / "both.safetensors").write_bytes(b"x" * size)
+        (folder / "sub" / "both.safetensors").write_bytes(b"x")
+    (second / "sub" / "both.png").touch()
+    (second / "only.preview.webp").touch()
     (second / "only.safetensors").write_bytes(b"xyz")
     (first / "link.safetensors").symlink_to(second / "only.safetensors")
     (first / "nowhere.safetensors").symlink_to(tmp_path / "gone")
@@ -302,9 +304,8 @@ def test_a_list_keeps_the_order_and_the_first_folder_wins(tmp_path):
         "sub",
     ]
     found = list_files(names, [first, second])
-    assert [(row["name"], row["size"]) for row in found] == list(
-        zip(names[:3], (3, 1, 3), strict=True)
-    )
+    assert [row["name"] for row in found] == names[:3]
+    assert [row["preview"] for row in found] == [True, False, False]
 
 
 def test_five_thousand_files_need_one_reading_of_each_folder(tmp_path, monkeypatch):

@@ -60,7 +60,7 @@ def test_a_long_list_scrolls_within_the_node(many):
 
 def test_the_picker_shows_a_part_of_many_files(shown):
     names = [f"folder {n % 50}/style {n:04}.safetensors" for n in range(FILES)]
-    listed = {"loras": [{"name": name, "size": 1, "preview": False} for name in names]}
+    listed = {"loras": [{"name": name, "preview": False} for name in names]}
     shown.page.route("**/lora_workbench/loras*", lambda route: route.fulfill(json=listed))
     editor = Editor(shown)
     editor.button("Add LoRA").click()

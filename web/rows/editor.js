@@ -160,7 +160,7 @@ export class RowEditor {
   buildSome() {
     const rest = this.views.filter((view) => !view.isBuilt);
     rest.slice(0, A_FRAME).forEach((view) => view.build());
-    if (rest.length > A_FRAME) requestAnimationFrame(() => this.buildSome());
+    if (rest.length > A_FRAME) requestIdleCallback(() => this.buildSome(), { timeout: 1000 });
   }
 
   rawText() {
