@@ -4,20 +4,28 @@ A LoRA on the demo's base is trained on captioned pictures in a style that the b
 what counts is the loss on pictures that it never saw. Bars, of every seed: a LoRA takes at least
 a tenth of the base's loss away; LoRA+ at the same rate is lower than LoRA (arXiv:2402.12354); at
 rank 32 with a fixed alpha, rsLoRA is lower than LoRA, whose updates shrink with the rank
-(arXiv:2312.03732). ``learn.py FOLDER`` takes pictures with captions of your own.
+(arXiv:2312.03732).
+
+``--pictures`` takes a folder of yours with captions; ``--twemoji`` a folder with
+``twemoji32_rgb.npz`` (n, 32, 32, 3, uint8) and ``twemoji_captions.json``; else some are drawn.
+``--grid`` writes pictures of captions that were never trained on, by the base and by each seed.
 """
 
+import argparse
+import json
 import logging
-import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from lora_workbench.headless.demo_model.pictures import draw_scene, random_scenes
 from lora_workbench.headless.demo_model.write import write_demo_checkpoint
+from lora_workbench.headless.picture_grid import picture_grid
 from lora_workbench.hosts.embedded.checkpoints import load_checkpoint
 from lora_workbench.hosts.embedded.handles import Clip, Model, Vae
 from lora_workbench.hosts.embedded.trainable import EmbeddedTrainable
@@ -25,6 +33,7 @@ from lora_workbench.training.config import (
     AdapterConfig,
     OptimizerConfig,
     Output,
+    PreviewConfig,
     RunConfig,
     TrainConfig,
     ValidationConfig,
@@ -53,15 +62,18 @@ RUNS = {
     "LoRA, rank 32, alpha 4": (AdapterConfig(rank=32, alpha=ALPHA), _PLAIN),
     "rsLoRA, rank 32, alpha 4": (AdapterConfig(rank=32, alpha=ALPHA, rslora=True), _PLAIN),
 }
-BASE = "base"
+BASE, SHOWN = "base", "LoRA, rank 8"
 LOWER = [
     ("LoRA+ (16), a fifth of the rate", "LoRA, rank 8, a fifth of the rate"),
     ("rsLoRA, rank 32, alpha 4", "LoRA, rank 32, alpha 4"),
 ]
 
 
-class Silent:
-    """Listens to nothing."""
+class Watcher:
+    """Keeps the previews, as pictures."""
+
+    def __init__(self):
+        self.pictures = []
 
     def wish(self):
         """Never stop."""
@@ -72,20 +84,39 @@ class Silent:
     def validated(self, step, loss):
         """Nothing."""
 
+    def pictured(self, step, prompt, picture):
+        """Keep it."""
+        bytes_ = (picture.clamp(0, 1) * 255).round().byte().cpu().numpy()
+        self.pictures.append(Image.fromarray(bytes_))
+
     def noted(self, text):
         """Nothing."""
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--pictures", type=Path)
+    source.add_argument("--twemoji", type=Path)
+    parser.add_argument("--grid", type=Path)
+    options = parser.parse_args()
     logging.disable(logging.WARNING)  # diffusers' remark about the model's dtype
     torch.set_num_threads(1)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        pictures = Path(sys.argv[1]) if len(sys.argv) > 1 else drawn(folder / "pictures")
-        losses = measured(folder, pictures)
+        pictures = options.pictures or folder / "pictures"
+        if options.twemoji:
+            enlarged(options.twemoji, pictures)
+        elif not options.pictures:
+            drawn(pictures)
+        measured = Measured(folder, pictures, previews=4 if options.grid else 0)
+        losses = measured.losses()
+        if options.grid:
+            measured.grid().save(options.grid)
     print(machine())
-    print(f"{STEPS} steps of 4 pictures at {pictures.name}, {time.perf_counter() - started:.0f} s")
+    sizes = f"{len(measured.dataset.samples)} pictures, {len(measured.dataset.validation)} held out"
+    print(f"{sizes}; {STEPS} steps of 4, {time.perf_counter() - started:.0f} s")
     print(f"  {'validation loss, seed':36}" + "".join(f"{seed:>9}" for seed in SEEDS))
     for name, values in losses.items():
         print(f"  {name:36}" + "".join(f"{value:9.4f}" for value in values))
@@ -112,36 +143,76 @@ def drawn(folder):
     """Pictures in the demo's neon style, with captions."""
     folder.mkdir()
     for number, scene in enumerate(random_scenes(PICTURES, 7)):
-        draw_scene(scene, "neon").save(folder / f"{number:03}.png")
-        (folder / f"{number:03}.txt").write_text(scene.caption)
-    return folder
+        keep(folder, number, draw_scene(scene, "neon"), scene.caption)
 
 
-def measured(folder, pictures):
-    """Name of a run to its validation losses, by seed."""
-    found = load_checkpoint(write_demo_checkpoint(folder / "base"), torch.float32, "cpu")
-    model = EmbeddedTrainable(Model.of(found.diffusion), Clip.of(found.text), Vae(found.vae))
-    settings = DatasetSettings(str(pictures), resolution=128, validation=0.25)
-    dataset = scan(settings)
-    untrained = (AdapterConfig(rank=1), OptimizerConfig(rate=1e-30)), 1
-    runs = {BASE: untrained, **{name: (told, STEPS) for name, told in RUNS.items()}}
-    return {
-        name: [loss_after(model, dataset, *told, steps, seed, folder) for seed in SEEDS]
-        for name, (told, steps) in runs.items()
-    }
+def enlarged(source, folder):
+    """Some Twemoji of all kinds, four times as large, with their Unicode names as captions."""
+    folder.mkdir()
+    images = np.load(source / "twemoji32_rgb.npz")["images"]
+    names = json.loads((source / "twemoji_captions.json").read_text())
+    for number in range(0, len(names), len(names) // PICTURES):
+        picture = Image.fromarray(images[number]).resize((128, 128), Image.Resampling.LANCZOS)
+        keep(folder, number, picture, f"emoji of {names[number]['name'].lower()}")
 
 
-def loss_after(model, dataset, adapter, optimizer, steps, seed, folder):
-    config = TrainConfig(
-        adapter,
-        optimizer,
-        run=RunConfig(steps=steps, batch_size=4, seed=seed),
-        validation=ValidationConfig(every=steps),
-    )
-    output = Output(dtype="fp32")  # what hardly moved would round to nothing
-    key = run_key(model, dataset, config)
-    done = train(model, dataset, config, output, folder / key[:16], folder / "cache", Silent(), key)
-    return done.history.validation[-1][1]
+def keep(folder, number, picture, caption):
+    picture.save(folder / f"{number:04}.png")
+    (folder / f"{number:04}.txt").write_text(caption)
+
+
+class Measured:
+    """The demo's base and one set of pictures."""
+
+    def __init__(self, folder, pictures, previews):
+        found = load_checkpoint(write_demo_checkpoint(folder / "base"), torch.float32, "cpu")
+        self.model = EmbeddedTrainable(
+            Model.of(found.diffusion), Clip.of(found.text), Vae(found.vae)
+        )
+        self.dataset = scan(DatasetSettings(str(pictures), resolution=128, validation=0.25))
+        self.folder = folder
+        self.shown = self.dataset.validation[:previews]
+        self.prompts = tuple(sample.caption for sample in self.shown)
+        self.pictures = {}
+
+    def losses(self):
+        """Name of a run to its validation losses, by seed."""
+        untrained = (AdapterConfig(rank=1), OptimizerConfig(rate=1e-30)), 1
+        runs = {BASE: untrained, **{name: (told, STEPS) for name, told in RUNS.items()}}
+        return {
+            name: [self.loss_after(name, *told, steps, seed) for seed in SEEDS]
+            for name, (told, steps) in runs.items()
+        }
+
+    def loss_after(self, name, adapter, optimizer, steps, seed):
+        """The held-out loss at the end of one run."""
+        preview = PreviewConfig(every=steps, prompts=self.prompts, cfg=4.0)
+        is_shown = self.prompts and name in (BASE, SHOWN)
+        config = TrainConfig(
+            adapter,
+            optimizer,
+            run=RunConfig(steps=steps, batch_size=4, seed=seed),
+            validation=ValidationConfig(every=steps),
+            preview=preview if is_shown else PreviewConfig(),
+        )
+        output = Output(dtype="fp32")  # what hardly moved would round to nothing
+        watcher = Watcher()
+        key = run_key(self.model, self.dataset, config)
+        kept = self.folder / key[:16]
+        cache = self.folder / "cache"
+        done = train(self.model, self.dataset, config, output, kept, cache, watcher, key)
+        self.pictures[name, seed] = watcher.pictures
+        return done.history.validation[-1][1]
+
+    def grid(self):
+        """A row for each caption: the held-out picture, the base's and those of each seed."""
+        columns = [(BASE, SEEDS[0]), *((SHOWN, seed) for seed in SEEDS)]
+        rows = [
+            [Image.open(item.path), *(self.pictures[column][row] for column in columns)]
+            for row, item in enumerate(self.shown)
+        ]
+        heads = ["held out", "base", *(f"LoRA, seed {seed}" for seed in SEEDS)]
+        return picture_grid(rows, heads, self.prompts)
 
 
 if __name__ == "__main__":
