@@ -65,10 +65,16 @@ function addLive(node, app) {
 }
 
 async function load(app) {
-  if (![...allNodes(app)].some(({ node }) => panels.has(node))) return;
+  const shown = [...allNodes(app)].map(({ node }) => panels.get(node)).filter(Boolean);
+  if (!shown.length) return;
   const workflow = workflowId(app);
-  const { panels: snapshots } = await ask("live", { workflow });
-  states.load(snapshots, workflow);
+  try {
+    const { panels: snapshots } = await ask("live", { workflow });
+    states.load(snapshots, workflow);
+  } catch ({ message }) {
+    for (const panel of shown) panel.tell(message);
+    return;
+  }
   if (workflow === workflowId(app)) for (const state of states.of(workflow)) show(app, state);
 }
 
