@@ -126,6 +126,7 @@ export const ENGLISH = {
   reportLora: "1 LoRA",
   reportLoras: "{count} LoRAs",
   reportMore: "and {count} more",
+  reportNote: "Note:",
   reportNotAllowed: "Not allowed",
   reportTensor: "1 tensor {verdict}: {reason}",
   reportTensors: "{count} tensors {verdict}: {reason}",

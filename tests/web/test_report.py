@@ -177,7 +177,7 @@ def test_tensors_that_match_nothing_are_folded_away(shown):
     assert box.get_by_role("status").inner_text().endswith("1 LoRA applied")
     assert box.get_by_role("img", name="In part").count() == 2  # of the whole, and of the LoRA
     assert box.locator("dl").all_inner_texts() == ["undo\nfile", "weighting\nIN=0"]
-    assert box.locator("p").all_inner_texts() == ["dull", "bright"]
+    assert box.locator("p").all_inner_texts() == ["Note: dull", "Note: bright"]
     folded = box.locator("details")
     assert folded.locator("summary").inner_text() == "40 tensors unmatched: no such module"
     assert not folded.get_by_role("listitem").first.is_visible()
