@@ -55,6 +55,11 @@ A_PROMPT = """() => {
 PROMPT_TEXT = (
     """() => app.graph.nodes.find(({ type }) => type === 'CLIPTextEncode').widgets[0].value"""
 )
+REMEMBER = """() => {
+    const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker
+    if (tracker.captureCanvasState) tracker.captureCanvasState()
+    else tracker.checkState()  // the name in 1.27
+}"""
 UNDO = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.undo()"
 RELOAD = "() => app.loadGraphData(JSON.parse(JSON.stringify(app.graph.serialize())))"
 OTHER = "inks/Blue Ink.safetensors"
@@ -133,6 +138,11 @@ def editor(shown):
     yield made
     shown.page.evaluate("() => document.querySelector('dialog[open]')?.close()")
     assert shown.errors == []
+
+
+def remember(editor):
+    """Undo goes back to what stands there now."""
+    editor.page.evaluate(REMEMBER)
 
 
 def named(*names):
@@ -217,6 +227,26 @@ def test_a_strength_is_dragged_and_turned_by_the_wheel(editor):
     mouse.move(x, y)
     mouse.wheel(0, 100)
     editor.wait(f"() => JSON.parse(({VALUE})()).rows[0].model === 1.45")
+
+
+def test_a_drag_that_is_taken_away_is_a_step_of_undo(editor):
+    """As by a touch that becomes a scroll, or a window that comes up."""
+    editor.rows = named("a")
+    remember(editor)
+    editor.page.evaluate(
+        """() => {
+            const input = document.querySelector('.lw-strength')
+            const send = (kind, clientX) => input.dispatchEvent(
+                new PointerEvent(kind, { clientX, button: 0, pointerId: 1, bubbles: true }))
+            input.setPointerCapture = () => {}
+            send("pointerdown", 0)
+            send("pointermove", 40)
+            send("pointercancel", 0)
+        }"""
+    )
+    assert editor.rows[0]["model"] == 1.5
+    editor.page.evaluate(UNDO)
+    editor.wait(f"() => JSON.parse(({VALUE})()).rows[0].model === 1")
 
 
 def test_toggle_solo_duplicate_and_remove(editor):

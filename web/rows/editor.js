@@ -1,5 +1,6 @@
 // The rows of a stack as a list that people edit; the text value is the whole state.
 import { say } from "../messages.js";
+import { keepKeys } from "../panel.js";
 import { copyRows, pastedRows } from "./clipboard.js";
 import { element } from "./element.js";
 import { putInOrder, viewsOf } from "./keep.js";
@@ -28,9 +29,7 @@ export class RowEditor {
     this.unpinned = new Map(); // file name to the reason why its rows keep no hash
     this.unreadable = null;
     this.root = element("div", { class: "lw-rows", role: "group", "aria-label": say("loras") });
-    // Keys of the list are not commands of the canvas (Delete would take the node away).
-    for (const type of ["keydown", "keyup", "copy", "paste", "cut"])
-      this.root.addEventListener(type, (event) => event.stopPropagation());
+    keepKeys(this.root);
     this.root.addEventListener("copy", (event) => copyRows(event, this.rows));
     this.root.addEventListener("paste", (event) => this.paste(pastedRows(event)));
     this.toolbar = this.makeToolbar();
