@@ -104,6 +104,7 @@ export const ENGLISH = {
   relinkAllHere: "All LoRA files of this workflow are here.",
   relinkChoose: "Choose ...",
   relinkChooseFor: "Choose a file in place of {name}",
+  relinkElsewhere: "Another workflow is open now; no file was put in place.",
   relinkInPlace: "File in place of {name}",
   relinkIs: "is {name}",
   relinkLeave: "leave as it is",

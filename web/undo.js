@@ -4,7 +4,7 @@
 export async function replaceWorkflow(app, workflow) {
   rememberForUndo(app);
   const before = trackerOf(app)?.activeState;
-  await app.loadGraphData(workflow, true, false, app.extensionManager.workflow.activeWorkflow);
+  await app.loadGraphData(workflow, true, false, openWorkflow(app));
   if (before) trackerOf(app).reset(before); // loading made the new state the one to go back to
   rememberForUndo(app);
 }
@@ -14,6 +14,11 @@ export function rememberForUndo(app) {
   (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker); // as newer and older name it
 }
 
+// The workflow of the tab that is shown.
+export function openWorkflow(app) {
+  return app.extensionManager?.workflow?.activeWorkflow;
+}
+
 function trackerOf(app) {
-  return app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+  return openWorkflow(app)?.changeTracker;
 }

@@ -462,9 +462,16 @@ def test_a_file_s_details_and_its_words_for_a_prompt(editor):
     dialog.wait_for(state="detached")
 
 
-def test_a_missing_file_is_replaced_in_the_whole_workflow(editor):
-    editor.rows = [*named("old/stile.safetensors"), {"name": "old/stile.safetensors", "on": False}]
+def test_a_missing_file_is_replaced_in_the_whole_workflow_in_one_step_of_undo(editor):
+    other = {"name": "old/stile.safetensors", "sha256": "0" * 64, "size": 1}  # of the same name
+    editor.rows = [
+        *named("old/stile.safetensors"),
+        {"name": "old/stile.safetensors", "on": False},
+        other,
+    ]
     editor.page.evaluate(ANOTHER_STACK, "old/stile.safetensors")
+    remember(editor)
+    before = editor.rows
     editor.root.first.get_by_role("button", name="stile", exact=True).first.click()
     dialog = editor.page.get_by_role("dialog", name="old/stile.safetensors")
     assert "missing" in dialog.get_by_role("alert").inner_text()
@@ -475,10 +482,15 @@ def test_a_missing_file_is_replaced_in_the_whole_workflow(editor):
     search.fill("style")
     editor.page.locator(".lw-found li").first.wait_for()
     editor.page.keyboard.press("Enter")
-    editor.wait(f"() => ({VALUE})().split('sha256').length === 3")
-    assert [(row["name"], row["on"]) for row in editor.rows] == [(LORA, True), (LORA, False)]
     editor.wait(f"() => ({STACK_VALUE})().includes('sha256')")
     assert json.loads(editor.page.evaluate(STACK_VALUE))["rows"][0]["name"] == LORA
+    rows = editor.rows
+    assert [(row["name"], row["on"]) for row in rows[:2]] == [(LORA, True), (LORA, False)]
+    assert all(len(row["sha256"]) == 64 for row in rows)
+    assert rows[2] == before[2]
+    editor.page.evaluate(UNDO)
+    editor.wait(f"() => !({STACK_VALUE})().includes('sha256')")
+    assert editor.rows == before
 
 
 def test_delete_in_a_field_does_not_delete_the_node(editor):

@@ -2,13 +2,13 @@
 //
 // Works on the workflow's JSON, so that nodes whose pack is missing are converted too.
 
+import { APPLY, STACK } from "../row_lists.js";
 import { writeRows } from "../rows/rows.js";
 import { rowsOfNode } from "./foreign_rows.js";
 import { Graph } from "./graph.js";
 
 const STACKS = ["CR LoRA Stack", "LoRA Stacker", "Lora Stacker (LoraManager)"];
 const APPLIERS = ["CR Apply LoRA Stack"]; // a stack and no rows of its own
-const [APPLY, STACK] = ["LoraWorkbenchApply", "LoraWorkbenchStack"];
 const CARRIED = ["MODEL", "CLIP", "LORA_STACK"];
 const SOCKETS = {
   [APPLY]: { inputs: CARRIED, outputs: ["MODEL", "CLIP"], texts: ["report", "trigger_words"] },

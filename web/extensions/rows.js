@@ -2,36 +2,38 @@
 import { allNodes } from "../all_nodes.js";
 import { copyText } from "../clipboard.js";
 import { api } from "../comfy.js";
-import { showDetails } from "../rows/details.js";
-import { RowEditor } from "../rows/editor.js";
-import { pickLoras } from "../rows/picker.js";
-import { newRow } from "../rows/rows.js";
 import { keepShown } from "../keep_shown.js";
 import { say } from "../messages.js";
+import { pickFiles } from "../pick_files.js";
+import { replaceFiles } from "../replace_files.js";
+import { ROW_NODES, ROWS_INPUT } from "../row_lists.js";
+import { Answers } from "../rows/answers.js";
+import { showDetails } from "../rows/details.js";
+import { RowEditor } from "../rows/editor.js";
+import { baseName } from "../rows/file_name.js";
+import { keyOf } from "../rows/relink.js";
+import { newRow } from "../rows/rows.js";
 import { checkpointOf } from "../rows/upstream.js";
-import { Verdicts } from "../rows/verdicts.js";
 import { withWord } from "../rows/words.js";
-import { ask, previewAddress } from "../server.js";
+import { ask, askInTurn, previewAddress } from "../server.js";
 import { settingOf } from "../settings.js";
-import { rememberForUndo } from "../undo.js";
+import { openWorkflow, rememberForUndo } from "../undo.js";
 import { scrollOrZoom } from "../wheel.js";
 
-const NODES = ["LoraWorkbenchApply", "LoraWorkbenchStack"];
-const INPUT = "rows";
 const WIDGET = "LORA_WORKBENCH_ROWS";
 const [LEAST, MOST] = [110, 420]; // height of the list in the canvas's pixels
 const WIDTH = 440;
 const editors = new WeakMap(); // by node
 const focus = { last: null }; // `{id, focused}` of the node and field, or null when it is elsewhere
-const verdicts = new Verdicts((query) => ask("verdict", query));
-const blocks = new Verdicts((query) => ask("blocks", query));
+const verdicts = new Answers((query) => askInTurn("verdict", query));
+const blocks = new Answers((query) => askInTurn("blocks", query));
 
 export const rows = {
   name: "loraWorkbench.rows",
 
   // Only here, so that without this file the input stays a text box.
   beforeRegisterNodeDef(nodeType, { name, input }) {
-    if (NODES.includes(name)) input.required[INPUT][1].widgetType = WIDGET;
+    if (ROW_NODES.includes(name)) input.required[ROWS_INPUT][1].widgetType = WIDGET;
   },
 
   // Another checkpoint in a loader upstream is such a change; verdicts that are known cost nothing.
@@ -41,7 +43,6 @@ export const rows = {
   },
 
   // An undo builds the nodes anew; the focus goes to where it was before their elements went.
-
   afterConfigureGraph(missing, app) {
     const { id, focused } = focus.last ?? {};
     const found = [...allNodes(app)].find(({ node }) => node.id === id && editors.has(node));
@@ -49,9 +50,8 @@ export const rows = {
   },
 
   // The R key: files were added, taken away or replaced.
-  refreshComboInNodes() {
-    verdicts.forget();
-    blocks.forget();
+  refreshComboInNodes(definitions, app) {
+    recheck(app);
   },
 
   getCustomWidgets(app) {
@@ -78,6 +78,7 @@ function followFocus(app) {
 // Every file is read again, also where nothing seems to have changed.
 export function recheck(app) {
   verdicts.forget();
+  blocks.forget();
   refreshVerdicts(app);
 }
 
@@ -87,12 +88,12 @@ function refreshVerdicts(app) {
 
 function rowsWidget(app, node, name, [, { default: initial }]) {
   const editor = new RowEditor({
-    pick: () => pick(app),
+    pick: () => pickFiles(app),
     newRow: (lora) => addedRow(app, lora),
-    details: (row) => showDetails(row, detailsHost(app)),
+    details: (view) => showDetails(view.row, detailsHost(app, view)),
     pin: (lora) => ask("pin", { name: lora }),
     verdict: (row) => verdicts.of(row, checkpointOf(node)),
-    blocks: (row) => blocks.of(row, checkpointOf(node), { weighting: row.weighting }),
+    blocks: (row) => blocks.of(row, { ...checkpointOf(node), weighting: row.weighting }),
     onchange: () => fit(node, widget),
     onfinish: () => rememberForUndo(app),
     onresize: () => fit(node, widget),
@@ -122,23 +123,15 @@ function focusOnceShown(editor, focused, frames = 20) {
   if (frames) requestAnimationFrame(() => focusOnceShown(editor, focused, frames - 1));
 }
 
-function detailsHost(app) {
+function detailsHost(app, view) {
   return {
     facts: ({ name, sha256, size }) => ask("lora", { name, sha256, size }),
     pin: ({ name, sha256, size }) => ask("pin", { name, sha256, size }),
     norms: ({ name, sha256, size }) => ask("norms", { name, sha256, size }),
     preview: previewAddress,
     targets: () => wordTargets(app),
-    relink: ({ name }) => relink(app, name),
+    relink: () => relink(app, view.row),
   };
-}
-
-function pick(app, query) {
-  return pickLoras(
-    ask("loras").then(({ loras }) => loras),
-    settingOf(app, "Files.Pictures") ? previewAddress : null,
-    query,
-  );
 }
 
 function addedRow(app, name) {
@@ -146,15 +139,11 @@ function addedRow(app, name) {
   return newRow(name, settingOf(app, "Rows.SeparateClip") ? { model, clip: model } : { model });
 }
 
-// Every node of the workflow that has rows with this file gets the other one.
-async function relink(app, name) {
-  const [other] = await pick(app, baseName(name));
-  if (!other) return;
-  for (const { node } of allNodes(app)) editors.get(node)?.replace(name, other);
-}
-
-function baseName(name) {
-  return name.split(/[\\/]/).at(-1).replace(/\.[^.]+$/, "");
+// Every row of the workflow that means this file gets the other one.
+async function relink(app, row) {
+  const workflow = openWorkflow(app);
+  const [other] = await pickFiles(app, baseName(row.name));
+  if (other) await replaceFiles(app, new Map([[{ key: keyOf(row) }, other]]), workflow);
 }
 
 // Where a word can go: to the end of a text on the shown graph, or to the clipboard.

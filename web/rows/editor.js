@@ -16,7 +16,7 @@ const A_FRAME = 15; // rows; as many as can be seen
 //   host.pin(name): a promise of `{size, sha256}` of a file.
 //   host.verdict(row): a promise of `{level, text, details}`.
 //   host.blocks(row): a promise of what the route `blocks` answers for its weighting.
-//   host.details(row): show what a row's file is; a promise, kept once that is closed.
+//   host.details(view): show what the file of `view.row` is; a promise, kept once that is closed.
 //   host.onchange(): called after each change of the value.
 //   host.onfinish(): called once a change is complete, for undo.
 //   host.onresize(): called when a row becomes higher or lower and no value changes.
@@ -112,14 +112,6 @@ export class RowEditor {
     this.update(rowsOf.added(this.rows, rows), [this.rows.length, "model"]);
   }
 
-  // Another file in the place of one, in every row that names it; the pin is the new file's.
-  replace(name, other) {
-    const swapped = ({ sha256, size, ...row }) => ({ ...row, name: other });
-    if (!this.rows.some((row) => row.name === name)) return;
-    this.update(this.rows.map((row) => (row.name === name ? swapped(row) : row)));
-    this.pin(other);
-  }
-
   // Ask anew what each file would do: another model may be connected.
   refreshVerdicts() {
     for (const view of this.views) view.refresh();
@@ -133,8 +125,8 @@ export class RowEditor {
   }
 
   // The one that had the focus last, else the first.
-  get currentRow() {
-    return (this.views.find((view) => view.element === this.lastItem) ?? this.views[0])?.row;
+  get currentView() {
+    return this.views.find((view) => view.element === this.lastItem) ?? this.views[0];
   }
 
   // On a field of a row, or of the last one; above the rows when there are none.
@@ -213,7 +205,7 @@ export class RowEditor {
   }
 
   details(view) {
-    return this.host.details(view.row);
+    return this.host.details(view);
   }
 
   change(view, fields, focused) {
