@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,6 +56,13 @@ A_PROMPT = """() => {
 PROMPT_TEXT = (
     """() => app.graph.nodes.find(({ type }) => type === 'CLIPTextEncode').widgets[0].value"""
 )
+REDO = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.redo()"
+STEPS = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
+ANOTHER_WORKFLOW = """async () => {
+    window.before = app.extensionManager.workflow.activeWorkflow
+    await app.loadGraphData({ version: 0.4, nodes: [], links: [], extra: {}, config: {} })
+}"""
+BACK = "() => app.loadGraphData(window.before.activeState, true, true, window.before)"
 REMEMBER = """() => {
     const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker
     if (tracker.captureCanvasState) tracker.captureCanvasState()
@@ -184,6 +192,90 @@ def test_several_files_are_added_by_keyboard_alone(editor):
     editor.page.keyboard.type("-0,5")
     press("Enter")
     assert editor.rows[0]["model"] == -0.5
+
+
+@pytest.fixture
+def held(editor):
+    """Requests for pins, until they are let go: a large file is hashed for seconds."""
+    kept = []
+    editor.page.route("**/lora_workbench/pin?*", lambda route: kept.append(route))
+
+    def let_go():
+        editor.page.unroute("**/lora_workbench/pin?*")
+        for route in kept:
+            route.continue_()
+
+    def all_asked():
+        for _ in range(100):
+            if kept:
+                return
+            editor.page.wait_for_timeout(50)
+
+    yield SimpleNamespace(wait=all_asked, let_go=let_go)
+    editor.page.unroute("**/lora_workbench/pin?*")
+
+
+def add_all_files(editor):
+    press = editor.page.keyboard.press
+    editor.button("Add LoRA").focus()
+    press("Enter")
+    editor.page.locator(".lw-found li").first.wait_for()
+    for key in ("Space", "ArrowDown", "Space", "Enter"):
+        press(key)
+    editor.page.get_by_role("dialog").wait_for(state="detached")
+
+
+def pinned(editor, count):
+    editor.wait(f"(count) => (({VALUE})().match(/sha256/g) ?? []).length === count", count)
+
+
+def test_adding_several_files_is_one_step_of_undo(editor, held):
+    editor.rows = named(*"abcde")  # so many that the node grows
+    remember(editor)
+    before = editor.page.evaluate(STEPS)
+    add_all_files(editor)
+    held.wait()
+    editor.settle()
+    remember(editor)
+    held.let_go()
+    pinned(editor, 2)
+    editor.settle()
+    remember(editor)  # as each click on the canvas does
+    assert editor.page.evaluate(STEPS) == before + 1
+    rows = editor.rows
+    editor.page.evaluate(UNDO)
+    editor.wait(f"() => !({VALUE})().includes('{LORA}')")
+    assert editor.names == [*"abcde"]
+    editor.page.evaluate(REDO)
+    pinned(editor, 2)
+    assert editor.rows == rows
+
+
+def test_a_pin_comes_to_the_node_that_an_undo_built_anew_meanwhile(editor, held):
+    add_all_files(editor)
+    held.wait()
+    remember(editor)
+    editor.page.evaluate("() => (app.graph.nodes[0].title = 'renamed')")
+    remember(editor)
+    editor.page.evaluate(UNDO)
+    held.let_go()
+    pinned(editor, 2)
+    assert editor.page.evaluate("() => app.graph.nodes[0].title") == "Apply LoRAs"
+    editor.page.evaluate(REDO)
+    assert editor.page.evaluate("() => app.graph.nodes[0].title") == "renamed"
+    pinned(editor, 2)
+
+
+def test_a_pin_comes_to_a_workflow_that_is_not_shown(editor, held):
+    add_all_files(editor)
+    held.wait()
+    editor.page.evaluate(ANOTHER_WORKFLOW)
+    editor.settle()
+    held.let_go()
+    editor.page.wait_for_timeout(1000)
+    assert editor.page.evaluate("() => app.graph.nodes.length") == 0
+    editor.page.evaluate(BACK)
+    pinned(editor, 2)
 
 
 def test_escape_adds_nothing(editor):

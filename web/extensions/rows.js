@@ -5,6 +5,7 @@ import { api } from "../comfy.js";
 import { keepShown } from "../keep_shown.js";
 import { say } from "../messages.js";
 import { pickFiles } from "../pick_files.js";
+import { pinAdded } from "../pin_added.js";
 import { replaceFiles } from "../replace_files.js";
 import { ROW_NODES, ROWS_INPUT } from "../row_lists.js";
 import { Answers } from "../rows/answers.js";
@@ -15,14 +16,16 @@ import { keyOf } from "../rows/relink.js";
 import { newRow } from "../rows/rows.js";
 import { checkpointOf } from "../rows/upstream.js";
 import { withWord } from "../rows/words.js";
+import { placeOf, withNode } from "../saved_node.js";
 import { ask, askInTurn, previewAddress } from "../server.js";
 import { settingOf } from "../settings.js";
-import { openWorkflow, rememberForUndo } from "../undo.js";
+import { amendPresent, openWorkflow, rememberForUndo } from "../undo.js";
 import { scrollOrZoom } from "../wheel.js";
 
 const WIDGET = "LORA_WORKBENCH_ROWS";
 const [LEAST, MOST] = [110, 420]; // height of the list in the canvas's pixels
 const WIDTH = 440;
+const LAID_OUT = 100; // milliseconds: Nodes 2.0 sets the height some frames later
 const editors = new WeakMap(); // by node
 const focus = { last: null }; // `{id, focused}` of the node and field, or null when it is elsewhere
 const verdicts = new Answers((query) => askInTurn("verdict", query));
@@ -91,12 +94,12 @@ function rowsWidget(app, node, name, [, { default: initial }]) {
     pick: () => pickFiles(app),
     newRow: (lora) => addedRow(app, lora),
     details: (view) => showDetails(view.row, detailsHost(app, view)),
-    pin: (lora) => ask("pin", { name: lora }),
+    pin: (names) => pinAdded(app, node, names, (each) => editors.get(each)?.adding),
     verdict: (row) => verdicts.of(row, checkpointOf(node)),
     blocks: (row) => blocks.of(row, { ...checkpointOf(node), weighting: row.weighting }),
-    onchange: () => fit(node, widget),
+    onchange: () => fit(app, node, widget),
     onfinish: () => rememberForUndo(app),
-    onresize: () => fit(node, widget),
+    onresize: () => fit(app, node, widget),
   });
   const height = () => Math.min(Math.max(editor.height, LEAST), MOST);
   const widget = node.addDOMWidget(name, WIDGET, editor.root, {
@@ -163,11 +166,20 @@ function wordTargets(app) {
   return [{ label: say("clipboard"), take: copyText }, ...texts];
 }
 
-function fit(node, widget) {
+function fit(app, node, widget) {
   requestAnimationFrame(() => {
     const [width, height] = node.computeSize();
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
     node.setDirtyCanvas(true, true);
     widget.callback?.(widget.value);
+    setTimeout(() => noteSize(app, node), LAID_OUT);
   });
+}
+
+// The height that a list needs is no step of undo.
+function noteSize(app, node) {
+  if (node.graph?.getNodeById(node.id) !== node) return; // it went meanwhile
+  const size = [...node.size];
+  const sized = (saved) => (size.every((each, at) => each === saved.size[at]) ? saved : { ...saved, size });
+  amendPresent(app, (state) => withNode(state, placeOf(app, node), sized));
 }

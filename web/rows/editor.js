@@ -1,6 +1,7 @@
 // The rows of a stack as a list that people edit; the text value is the whole state.
 import { say } from "../messages.js";
 import { keepKeys } from "../panel.js";
+import { Adding } from "./adding.js";
 import { copyRows, pastedRows } from "./clipboard.js";
 import { element } from "./element.js";
 import { putInOrder, viewsOf } from "./keep.js";
@@ -13,7 +14,7 @@ const A_FRAME = 15; // rows; as many as can be seen
 // Args:
 //   host.pick(): a promise of file names to add.
 //   host.newRow(name): the row of an added file.
-//   host.pin(name): a promise of `{size, sha256}` of a file.
+//   host.pin(names): bring size and hash of the files to `adding.pinned`, see adding.js.
 //   host.verdict(row): a promise of `{level, text, details}`.
 //   host.blocks(row): a promise of what the route `blocks` answers for its weighting.
 //   host.details(view): show what the file of `view.row` is; a promise, kept once that is closed.
@@ -26,7 +27,7 @@ export class RowEditor {
     this.rows = [];
     this.views = []; // of the rows, in their order
     this.others = {}; // fields that stand beside the rows
-    this.unpinned = new Map(); // file name to the reason why its rows keep no hash
+    this.adding = new Adding(this, host);
     this.unreadable = null;
     this.root = element("div", { class: "lw-rows", role: "group", "aria-label": say("loras") });
     keepKeys(this.root);
@@ -77,39 +78,13 @@ export class RowEditor {
     this.views.forEach((view, index) => (view.row = rows[index]));
   }
 
-  async add() {
-    const names = await this.host.pick();
-    if (!names.length) return this.addButton.focus();
-    const first = this.rows.length;
-    this.update(
-      rowsOf.added(
-        this.rows,
-        names.map((name) => this.host.newRow(name)),
-      ),
-      [first, "model"],
-    );
-    await Promise.all(names.map((name) => this.pin(name)));
-  }
-
-  // Rows keep size and hash of their file, by which a moved or renamed one is found again.
-  async pin(name) {
-    const pin = await this.host.pin(name).catch((error) => ({ problem: error.message }));
-    if (pin.problem) {
-      this.unpinned.set(name, pin.problem); // the row works without
-      return this.refreshVerdicts();
-    }
-    const { size, sha256 } = pin;
-    this.unpinned.delete(name);
-    this.take(
-      this.rows.map((row) => (row.name === name && !row.sha256 ? { ...row, size, sha256 } : row)),
-    );
-    this.host.onchange();
-    this.host.onfinish();
+  add() {
+    return this.adding.add();
   }
 
   paste(rows) {
     if (!rows.length || this.unreadable) return;
-    this.update(rowsOf.added(this.rows, rows), [this.rows.length, "model"]);
+    this.adding.take(rows);
   }
 
   // Ask anew what each file would do: another model may be connected.
@@ -188,12 +163,7 @@ export class RowEditor {
   // What a row asks of its list, see row.js.
 
   async verdict(row) {
-    const verdict = await this.host.verdict(row);
-    const reason = row.sha256 ? undefined : this.unpinned.get(row.name);
-    if (reason === undefined) return verdict;
-    const told = say("notPinnedWhy", { reason });
-    const text = `${verdict.text} ${say("notPinned")}`;
-    return { ...verdict, text, details: [...verdict.details, told] };
+    return this.adding.told(await this.host.verdict(row), row);
   }
 
   blocks(row) {
