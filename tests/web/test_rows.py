@@ -422,6 +422,22 @@ def test_rows_are_copied_as_tags_and_pasted_whole(editor):
     assert editor.names == ["a", "a", "b", "c"]
 
 
+def test_a_verdict_that_is_selected_is_copied_as_text(editor):
+    editor.rows = named(LORA)
+    editor.wait("() => document.querySelector('.lw-verdict[data-level]')")
+    copied = """(isSelected) => {
+        const verdict = document.querySelector('.lw-verdict')
+        if (isSelected) getSelection().selectAllChildren(verdict)
+        else getSelection().removeAllRanges()
+        const clipboardData = new DataTransfer()
+        const event = new ClipboardEvent("copy", { clipboardData, bubbles: true, cancelable: true })
+        verdict.dispatchEvent(event)
+        return [event.defaultPrevented, clipboardData.getData("text/plain")]
+    }"""
+    assert editor.page.evaluate(copied, True) == [False, ""]
+    assert editor.page.evaluate(copied, False) == [True, f"<lora:{LORA}:1:1>"]
+
+
 def test_each_row_says_what_its_file_is_or_that_it_is_missing(editor):
     editor.rows = named(LORA, "stile.safetensors")
     editor.wait("() => document.querySelectorAll('.lw-verdict[data-level]').length === 2")

@@ -53,7 +53,7 @@ class Panel {
     const files = (await Promise.all(wanted.map(looked))).filter(({ name, found }) => found !== name);
     if (number !== this.asked) return; // another workflow has come meanwhile
     const key = JSON.stringify(files.map((file) => [file.key, file.found]));
-    if (this.root && key === this.key) return; // what is chosen in it stays
+    if (this.root?.isConnected && key === this.key) return; // what is chosen in it stays
     this.remove();
     if (always && !files.length) toast(app, "success", say("relinkAllHere"));
     if (files.length && (always || !this.putAway.has(key))) this.open(files, key);

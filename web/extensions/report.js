@@ -59,7 +59,7 @@ function addReport(node, app) {
   const { onExecuted } = node;
   node.onExecuted = function (output) {
     onExecuted?.apply(this, arguments);
-    errors.forget(workflowId(app), placeOf(app, node));
+    errors.forget(workflowId(app), outputKey(app, node));
     show(panel, output);
   };
 }
@@ -74,9 +74,9 @@ function showAll(all, app) {
   for (const { node } of allNodes(app)) {
     const panel = panels.get(node);
     if (!panel) continue;
-    const place = placeOf(app, node);
-    const output = all?.[place];
-    const error = errors.of(workflowId(app), place, textOf(output));
+    const key = outputKey(app, node);
+    const output = all?.[key];
+    const error = errors.of(workflowId(app), key, textOf(output));
     if (error !== null) panel.show([errorForm(error)], error);
     else if (textOf(output)) show(panel, output);
   }
@@ -86,17 +86,17 @@ function showAll(all, app) {
 async function noteError(app, detail) {
   const node = nodeAt(app, detail.node_id);
   if (!panels.has(node) || node.comfyClass !== detail.node_type) return;
-  const place = placeOf(app, node);
-  const output = textOf(app.nodeOutputs?.[place]);
+  const key = outputKey(app, node);
+  const output = textOf(app.nodeOutputs?.[key]);
   const ask = async (route) => (await api.fetchApi(route)).json();
   const workflow = await workflowOfRun(detail.prompt_id, ask);
   if (workflow !== null && workflow !== workflowId(app)) return;
-  errors.add(workflowId(app), place, errorText(detail), output);
+  errors.add(workflowId(app), key, errorText(detail), output);
   showAll(app.nodeOutputs, app);
 }
 
 // As ComfyUI names a node's outputs.
-function placeOf(app, { id, graph }) {
+function outputKey(app, { id, graph }) {
   return graph === (app.rootGraph ?? app.graph) ? `${id}` : `${graph.id}:${id}`;
 }
 

@@ -16,12 +16,12 @@ export class Adding {
   async add() {
     const names = await this.host.pick();
     if (!names.length) return this.list.addButton.focus();
-    this.take(names.map((name) => this.host.newRow(name)));
+    this.append(names.map((name) => this.host.newRow(name)));
     this.host.pin(names);
   }
 
   // At the end of the list, as one step of undo.
-  take(rows) {
+  append(rows) {
     const first = this.list.rows.length;
     this.list.update(rowsOf.added(this.list.rows, rows), [first, "model"]);
   }

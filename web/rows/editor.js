@@ -84,7 +84,7 @@ export class RowEditor {
 
   paste(rows) {
     if (!rows.length || this.unreadable) return;
-    this.adding.take(rows);
+    this.adding.append(rows);
   }
 
   // Ask anew what each file would do: another model may be connected.

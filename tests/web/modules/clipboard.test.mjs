@@ -7,7 +7,7 @@ import { copyRows } from "../../../web/rows/clipboard.js";
 const ROWS = [{ on: true, name: "a", model: 1 }];
 
 function copied(target, selected = "") {
-  globalThis.document = { getSelection: () => ({ toString: () => selected }) };
+  globalThis.document = { getSelection: () => ({ isCollapsed: !selected }) };
   const data = {};
   const clipboardData = { setData: (type, text) => (data[type] = text) };
   const event = { target, clipboardData, prevented: false, preventDefault: () => (event.prevented = true) };
