@@ -41,7 +41,8 @@ RENAME_AND_UNDO = """async () => {
 }"""
 FAIL = """([text, prompt]) => window.comfyAPI.api.api.dispatchCustomEvent("execution_error", {
     prompt_id: prompt, node_id: String(app.graph.nodes.at(-1).id),
-    node_type: app.graph.nodes.at(-1).type, executed: [], exception_message: text, exception_type: "lora_workbench.LoraError",
+    node_type: app.graph.nodes.at(-1).type, executed: [], exception_message: text,
+    exception_type: "lora_workbench.LoraError",
     traceback: [], current_inputs: {}, current_outputs: [],
 })"""
 CLOSE_DIALOGS = """() => {
