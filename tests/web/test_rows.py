@@ -60,7 +60,8 @@ REDO = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.redo()"
 STEPS = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
 ANOTHER_WORKFLOW = """async () => {
     window.before = app.extensionManager.workflow.activeWorkflow
-    await app.loadGraphData({ version: 0.4, nodes: [], links: [], extra: {}, config: {} })
+    const numbers = { version: 0.4, last_node_id: 0, last_link_id: 0 }
+    await app.loadGraphData({ ...numbers, nodes: [], links: [], groups: [], extra: {}, config: {} })
 }"""
 BACK = "() => app.loadGraphData(window.before.activeState, true, true, window.before)"
 REMEMBER = """() => {
