@@ -1,17 +1,19 @@
 """From the name in a row to a file in the LoRA folders: moved and renamed files are found."""
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable
-from difflib import get_close_matches
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ..lora_core.errors import LoraError
 from ..lora_core.lora import Lora, load_lora
 from .hash_store import HashStore
+from .lora_names import SUFFIXES, base_name, confined, near_names, posix_name
 from .protocol import LoraChoice
 
-_SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt", ".pth")
 _PARSED_FILES_KEPT = 32
+_HASHED_WITHOUT_SIZE = 8  # files of the same name, at most
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.IGNORECASE)
 
 
 class LoraNotFoundError(LoraError):
@@ -46,24 +48,26 @@ class LoraFiles:
 
         An absolute path inside a LoRA folder is the name relative to it. The exact name wins unless
         the choice pins another content; then ``/`` against ``\``, a missing ending, the pinned
-        content (size, then hash; only files of equal size are hashed), and the one file of that
-        base name in any folder.
+        content, and the one file of that base name in any folder. Files of the pinned size are
+        hashed; without a size those whose hash is known are looked at, and a few of the same
+        base name are hashed: all files of the folders may be hundreds of gigabytes.
 
         Raises:
             LoraNotFoundError: nothing matches, or several files do.
-            LoraError: the name leaves the folders.
+            LoraError: the name leaves the folders, or the hash is none.
         """
+        _check_hash(choice.sha256)
         names = self.names()
-        wanted = _confined(self._relative(choice.name))
+        wanted = confined(self._relative(choice.name))
         by_posix = {posix_name(name): name for name in names}
         found = next(
-            (by_posix[w] for w in (wanted, *(wanted + s for s in _SUFFIXES)) if w in by_posix), None
+            (by_posix[w] for w in (wanted, *(wanted + s for s in SUFFIXES)) if w in by_posix), None
         )
         if found is not None and self._is_pinned(found, choice):
             return found
-        pinned = [name for name in names if self._has_content(name, choice)]
-        if pinned:
-            return pinned[0]
+        pinned = self._of_content(names, choice, choice.sha256) if choice.sha256 else None
+        if pinned is not None:
+            return pinned
         if choice.sha256 and found is not None:
             raise _other_content(choice, found)
         same = [] if choice.sha256 else [n for n in names if base_name(n) == base_name(wanted)]
@@ -101,7 +105,7 @@ class LoraFiles:
         """Listed files of this base name in any folder, then some that resemble it."""
         names = self.names()
         same = [known for known in names if base_name(known) == base_name(name)]
-        return list(dict.fromkeys([*same, *_near(name, names)]))
+        return list(dict.fromkeys([*same, *near_names(name, names)]))
 
     def fingerprint(self, choice: LoraChoice) -> str:
         """Path, size and time of change; "missing" when there is no such file."""
@@ -140,15 +144,24 @@ class LoraFiles:
 
     def _is_pinned(self, name: str, choice: LoraChoice) -> bool:
         """Whether a file of the right name also has the content, where the choice pins one."""
-        return choice.sha256 is None or self._has_content(name, choice)
+        return not choice.sha256 or self._has_content(name, choice.sha256, choice.size)
 
-    def _has_content(self, name: str, choice: LoraChoice) -> bool:
-        if choice.sha256 is None:
-            return False
+    def _of_content(self, names: list[str], choice: LoraChoice, sha256: str) -> str | None:
+        """The first file of the pinned content, see ``resolve``."""
+        if choice.size is not None:
+            candidates = names
+        else:
+            known = self._hashes.paths_of(sha256.lower())
+            same = [name for name in names if base_name(name) == base_name(choice.name)]
+            candidates = [name for name in names if known and self._full_path(name) in known]
+            candidates += same[:_HASHED_WITHOUT_SIZE]
+        return next((n for n in candidates if self._has_content(n, sha256, choice.size)), None)
+
+    def _has_content(self, name: str, sha256: str, size: int | None) -> bool:
         path = self._full_path(name)
-        if choice.size is not None and path.stat().st_size != choice.size:
+        if size is not None and path.stat().st_size != size:
             return False
-        return self._hashes.sha256(path) == choice.sha256.lower()
+        return self._hashes.sha256(path) == sha256.lower()
 
 
 class WithLoraFiles:
@@ -178,32 +191,18 @@ class WithLoraFiles:
         return self.files.load(choice)
 
 
-def posix_name(name: str) -> str:
-    """The name with ``/``, whichever system wrote it."""
-    return name.replace("\\", "/")
-
-
-def base_name(name: str) -> str:
-    """The name without folders and without the ending of a LoRA file."""
-    path = PurePosixPath(posix_name(name))
-    return path.stem if path.suffix in _SUFFIXES else path.name
-
-
-def _confined(name: str) -> str:
-    """The name with ``/``.
+def _check_hash(sha256: str | None) -> None:
+    """Refuse what is no hash; None and an empty text pin nothing.
 
     Raises:
-        LoraError: it is empty, absolute, or climbs out of its folder.
+        LoraError: it is not 64 hexadecimal digits.
     """
-    path = PurePosixPath(posix_name(name))
-    parts = path.parts if name.strip() else ()
-    if not parts or path.is_absolute() or ".." in parts or ":" in parts[0]:
+    if sha256 and not _SHA256.fullmatch(sha256):
         raise LoraError(
-            f"{name!r} is not a name inside the LoRA folders.",
-            {"Expected": "a name relative to a LoRA folder, without '..'"},
-            "put the file into a LoRA folder and pick it from the list.",
+            "The sha256 is not 64 hexadecimal digits.",
+            {"Got": sha256[:80]},
+            "copy the whole hash from the file's details, or pick the file again.",
         )
-    return str(path)
 
 
 def _other_content(choice: LoraChoice, found: str) -> LoraNotFoundError:
@@ -214,18 +213,11 @@ def _other_content(choice: LoraChoice, found: str) -> LoraNotFoundError:
     )
 
 
-def _near(wanted: str, names: list[str]) -> list[str]:
-    """Up to three names that hold the wanted one, or resemble it."""
-    by_base = {base_name(name).lower(): name for name in names}
-    base = base_name(wanted).lower()
-    holding = [name for stem, name in by_base.items() if base and base in stem]
-    similar = [by_base[stem] for stem in get_close_matches(base, by_base, n=3, cutoff=0.5)]
-    return list(dict.fromkeys([*holding, *similar]))[:3]
-
-
 def _missing(choice: LoraChoice, names: list[str], same: list[str]) -> LoraNotFoundError:
-    near = _near(choice.name, names)
+    near = near_names(choice.name, names)
     facts: dict[str, object] = {"sha256": choice.sha256} if choice.sha256 else {}
+    if choice.sha256 and choice.size is None:
+        facts["Looked at"] = "files of this name, and those whose hash is known: no size is pinned"
     if same:
         facts["Files of this name"] = ", ".join(same)
         return LoraNotFoundError(

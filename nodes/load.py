@@ -67,7 +67,7 @@ class LoraWorkbenchLoad(Node):
         cls, lora_name: str = "", sha256: str = "", **_: object
     ) -> str:
         """Changes when the file changes on disk."""
-        return cls.host.fingerprint(LoraChoice(lora_name or "", sha256 or None))
+        return cls.host.fingerprint(LoraChoice(lora_name or "", sha256.strip() or None))
 
     def execute(
         self,

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..hosts import LoraChoice
-from ..hosts.lora_files import base_name, posix_name
+from ..hosts.lora_names import base_name, posix_name
 from ..lora_core.errors import LoraError
 from ..lora_core.weighting import Weighting
 from .base import Node

@@ -1,12 +1,16 @@
-// What our panels on nodes share.
+// What our panels share.
 
-const KEPT = ["keydown", "keyup", "copy", "cut", "paste"];
+const KEYS = ["keydown", "keyup", "copy", "cut", "paste"]; // else commands of the canvas
 const BUTTON_OF_TEXT = 0; // the middle one moves the canvas
 
-// Keys and the mouse inside are for text and buttons: Delete must not take the node away, a
-// selection of text must neither drag the node nor be copied as a node.
+// Keys inside are for text and buttons: Delete must not take the node away.
+export function keepKeys(root) {
+  for (const type of KEYS) root.addEventListener(type, (event) => event.stopPropagation());
+}
+
+// The mouse too: a selection of text must neither drag the node nor be copied as a node.
 export function keepInside(root) {
-  for (const type of KEPT) root.addEventListener(type, (event) => event.stopPropagation());
+  keepKeys(root);
   root.addEventListener("pointerdown", (event) => {
     if (event.button === BUTTON_OF_TEXT) event.stopPropagation();
   });

@@ -1,12 +1,19 @@
 // What the pack's routes answer. Every function may reject with an Error in words.
 import { api } from "./comfy.js";
 import { say } from "./messages.js";
+import { Turns } from "./turns.js";
 
 const ROOT = "/lora_workbench";
+const turns = new Turns(); // of all questions that a workflow asks by itself
 
 export async function ask(route, query = {}) {
   const given = Object.entries(query).filter(([, value]) => value != null);
   return answered(await api.fetchApi(`${ROOT}/${route}?${new URLSearchParams(given)}`));
+}
+
+// As `ask`, a few at a time.
+export function askInTurn(route, query) {
+  return turns.take(() => ask(route, query));
 }
 
 export async function tell(route, told) {

@@ -10,12 +10,13 @@ import folder_paths
 from aiohttp import web
 
 from ...lora_core.errors import LoraError, UnknownChoiceError
-from ..lora_files import LoraFiles, LoraNotFoundError, posix_name
+from ..lora_files import LoraFiles, LoraNotFoundError
 from ..lora_library import Library
 from ..lora_library.error_json import error_json
 from ..lora_library.listing import list_files
 from ..lora_library.sidecars import PICTURE_TYPES, preview_of
 from ..lora_library.verdict import unusable
+from ..lora_names import posix_name
 from ..protocol import LoraChoice
 
 _ROOT = "/lora_workbench"

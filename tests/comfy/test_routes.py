@@ -152,6 +152,14 @@ def test_a_bad_size_or_folder_is_refused(ask, slim_checkpoint):
     assert ask("verdict", **query)[0] == 400
 
 
+def test_a_hash_that_is_none_is_refused(ask):
+    for route in ("resolve", "pin", "lora", "norms"):
+        status, found = ask(route, name="good", sha256="ABCDEF1234")
+        assert (status, found["error"]["facts"]) == (400, {"Got": "ABCDEF1234"})
+    status, found = ask("verdict", name="good", sha256="x" * 64)
+    assert (status, found["text"]) == (200, "The sha256 is not 64 hexadecimal digits.")
+
+
 def test_verdicts_on_a_checkpoint_behind_a_link(ask, slim_checkpoint):
     status, found = ask("verdict", name="good", checkpoint=slim_checkpoint)
     assert (status, found["level"]) == (200, "ok")

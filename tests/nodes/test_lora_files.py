@@ -1,10 +1,14 @@
 """Names in rows against files on disk: exact, other separators, moved, renamed, missing."""
 
 import hashlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+from lora_workbench.hosts import hash_store
 from lora_workbench.hosts.hash_store import HashStore
 from lora_workbench.hosts.lora_files import LoraFiles
 from lora_workbench.hosts.protocol import LoraChoice
@@ -59,7 +63,8 @@ def test_a_renamed_file_is_found_by_its_content(folder, files):
 def test_the_pinned_content_wins_over_the_name(folder, files):
     write(folder / "a.safetensors", 1)
     digest = write(folder / "b.safetensors", 2)
-    assert files.resolve(LoraChoice("a.safetensors", digest)) == "b.safetensors"
+    size = (folder / "b.safetensors").stat().st_size
+    assert files.resolve(LoraChoice("a.safetensors", digest, size)) == "b.safetensors"
 
 
 def test_another_content_under_the_pinned_name_is_an_error(folder, files):
@@ -68,27 +73,90 @@ def test_another_content_under_the_pinned_name_is_an_error(folder, files):
         files.resolve(LoraChoice("a.safetensors", "0" * 64))
 
 
+def hashed_files(monkeypatch):
+    """Names of the files that are read for their hash from now on."""
+    hashed = []
+    original = hash_store.hash_file
+    monkeypatch.setattr(
+        hash_store, "hash_file", lambda path, s: hashed.append(path.name) or original(path, s)
+    )
+    return hashed
+
+
 def test_only_files_of_the_pinned_size_are_hashed(folder, files, monkeypatch):
     digest = write(folder / "a.safetensors", 1)
     (folder / "big.safetensors").write_bytes(b"x" * 5000)
-    hashed = []
-    original = HashStore.sha256
-    monkeypatch.setattr(
-        HashStore, "sha256", lambda self, path: hashed.append(path.name) or original(self, path)
-    )
+    hashed = hashed_files(monkeypatch)
     size = (folder / "a.safetensors").stat().st_size
     assert files.resolve(LoraChoice("gone.safetensors", digest, size)) == "a.safetensors"
     assert hashed == ["a.safetensors"]
 
 
-def test_a_hash_is_computed_once_until_the_file_changes(folder, tmp_path, monkeypatch):
-    from lora_workbench.hosts import hash_store
+def test_without_a_size_a_few_files_of_the_name_are_hashed_and_known_hashes_count(
+    folder, files, monkeypatch
+):
+    wanted = write(folder / "new" / "a.safetensors", 1)
+    other = write(folder / "b.safetensors", 2)
+    hashed = hashed_files(monkeypatch)
+    for number in range(20):
+        write(folder / "same" / str(number) / "adapter_model.safetensors", number)
+    assert files.resolve(LoraChoice("old/a.safetensors", wanted)) == "new/a.safetensors"
+    assert hashed == ["a.safetensors"]
+    with pytest.raises(LoraError, match=r"missing(.|\n)*no size is pinned"):
+        files.resolve(LoraChoice("gone.safetensors", other))
+    assert hashed == ["a.safetensors"]
+    files.pin(LoraChoice("b"))
+    assert files.resolve(LoraChoice("gone.safetensors", other.upper())) == "b.safetensors"
+    with pytest.raises(LoraError, match="missing"):
+        files.resolve(LoraChoice("adapter_model.safetensors", "0" * 64))
+    assert len(hashed) <= 2 + 8
 
-    calls = []
+
+def test_a_known_hash_of_a_file_that_changed_does_not_count(folder, files):
+    before = write(folder / "b.safetensors", 2)
+    files.pin(LoraChoice("b"))
+    write(folder / "b.safetensors", 3)
+    with pytest.raises(LoraError, match="missing"):
+        files.resolve(LoraChoice("gone.safetensors", before))
+
+
+@pytest.mark.parametrize("sha256", ["0" * 63, "0" * 65, "x" * 64, "0" * 64 + "\n", "ABCDEF1234"])
+def test_a_hash_that_is_none_is_refused(folder, files, sha256):
+    write(folder / "a.safetensors", 1)
+    with pytest.raises(LoraError, match="not 64 hexadecimal digits"):
+        files.resolve(LoraChoice("a.safetensors", sha256))
+    assert files.fingerprint(LoraChoice("a.safetensors", sha256)).startswith("missing")
+
+
+def test_an_empty_hash_pins_nothing(folder, files):
+    write(folder / "a.safetensors", 1)
+    assert files.resolve(LoraChoice("a.safetensors", "")) == "a.safetensors"
+
+
+def test_a_file_that_is_asked_for_by_several_is_read_once(folder, tmp_path, monkeypatch):
+    reads, together = [], threading.Barrier(3)
     original = hash_store.hash_file
-    monkeypatch.setattr(
-        hash_store, "hash_file", lambda *args: calls.append(args) or original(*args)
-    )
+
+    def slow(path, stamp):
+        reads.append(path.name)
+        if path.name != "a.safetensors":
+            together.wait(10)  # several files at once
+        time.sleep(0.05)
+        return original(path, stamp)
+
+    monkeypatch.setattr(hash_store, "hash_file", slow)
+    paths = [folder / f"{name}.safetensors" for name in "abcd"]
+    wanted = [write(path, number) for number, path in enumerate(paths)]
+    store = HashStore(tmp_path / "h.sqlite")
+    asked = [0] * 4 + [1, 2, 3]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda at: store.sha256(paths[at]), asked))
+    assert found == [wanted[at] for at in asked]
+    assert sorted(reads) == [path.name for path in paths]
+
+
+def test_a_hash_is_computed_once_until_the_file_changes(folder, tmp_path, monkeypatch):
+    calls = hashed_files(monkeypatch)
     path = folder / "a.safetensors"
     first = write(path, 1)
     store = HashStore(tmp_path / "h.sqlite")

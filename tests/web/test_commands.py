@@ -90,6 +90,27 @@ def test_shift_r_checks_every_file_anew(editor, server, another):
     editor.wait(f"(before) => ({VERDICT})() !== before", without)
 
 
+@pytest.mark.parametrize("way", ["the R key", "the command"])
+def test_files_are_asked_about_again_at_once(editor, another, way):
+    editor.rows = [{"name": another, "weighting": "IN04=0.5"}]
+    asked = []
+    routes = ("verdict?", "blocks?", "resolve?")
+    note = lambda request: asked.extend(r for r in routes if r in request.url)  # noqa: E731
+    editor.page.on("request", note)
+    editor.settle()
+    asked.clear()
+    if way == "the command":
+        editor.page.evaluate(RUN, "Recheck")
+    else:
+        editor.page.evaluate("() => app.refreshComboInNodes()")
+    for _ in range(100):
+        if set(routes) <= set(asked):
+            break
+        editor.page.wait_for_timeout(50)
+    editor.page.remove_listener("request", note)
+    assert set(routes) <= set(asked)
+
+
 def test_a_command_without_a_node_or_a_row_says_what_is_missing(editor):
     for setup, message in ((UNSELECT, "Select an Apply LoRAs"), (SELECT, "no LoRAs yet")):
         editor.page.evaluate(setup)

@@ -114,6 +114,18 @@ def test_progress_chart_and_pictures_grow_and_what_there_is_is_kept(probe):
     assert not probe.button("Stop and keep").is_enabled()
 
 
+def test_a_server_that_does_not_answer_is_told_on_the_panel(probe):
+    refusal = {"error": {"headline": "Nothing is known.", "fix": "restart.", "facts": {}}}
+    refuse = lambda route: route.fulfill(status=500, json=refusal)  # noqa: E731
+    probe.page.route("**/lora_workbench/live?*", refuse)
+    probe.page.evaluate("() => window.comfyAPI.api.api.dispatchCustomEvent('reconnected')")
+    probe.says("Nothing is known. Fix: restart.")
+    probe.page.unroute("**/lora_workbench/live?*")
+    uncaught = [error for error in probe.frontend.errors if "Failed to load resource" not in error]
+    probe.frontend.errors.clear()  # the browser tells of the 500 that was asked for
+    assert uncaught == []
+
+
 def test_stop_interrupts(probe):
     probe.start()
     probe.until_step(3)

@@ -24,6 +24,14 @@ ROWS = """() => {
         .filter(({ name }) => name === "rows").map(({ value }) => value)
     return texts.map((text) => JSON.parse(text)).flatMap((value) => value.rows ?? value)
 }"""
+RENAME = """() => {
+    const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker
+    const capture = () => tracker.captureCanvasState?.() ?? tracker.checkState?.()  // 1.27
+    capture()
+    app.graph.nodes[0].title = "renamed"
+    capture()
+}"""
+PICTURES = "(on) => app.extensionManager.setting.set('LoraWorkbench.Files.Pictures', on)"
 FIND = "() => app.extensionManager.command.execute('LoraWorkbench.FindFiles')"
 UNDO = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.undo()"
 
@@ -137,6 +145,62 @@ def test_a_file_is_chosen_from_the_list(opened):
     opened.page.keyboard.press("Enter")
     opened.button("Use 1 file").click()
     opened.wait_for([KNOWN])
+
+
+def test_undo_asks_for_nothing_again_and_what_was_chosen_stays(opened, server):
+    workflow = canvas(rows_node(1, STACK, {"name": opened.missing}, {"name": LORA}))
+    opened.open(workflow).panel.wait_for()
+    opened.panel.get_by_role("combobox").select_option(LORA)
+    asked = []
+    note = lambda request: asked.append(request.url)  # noqa: E731
+    opened.page.on("request", note)
+    opened.page.evaluate(RENAME)
+    opened.page.evaluate(UNDO)
+    opened.page.wait_for_timeout(1500)
+    assert opened.panel.get_by_role("combobox").input_value() == LORA
+    assert [url for url in asked if "/resolve?" in url] == []
+    opened.page.evaluate("() => app.refreshComboInNodes()")  # the R key
+    opened.page.wait_for_timeout(1500)
+    assert len([url for url in asked if "/resolve?" in url]) == 2
+    assert opened.panel.get_by_role("combobox").input_value() == LORA
+    path = server.loras / opened.missing
+    path.write_bytes((server.loras / LORA).read_bytes())
+    opened.page.evaluate("() => app.refreshComboInNodes()")
+    opened.panel.wait_for(state="detached")
+    path.unlink()
+    opened.page.remove_listener("request", note)
+
+
+def test_files_do_not_land_in_another_workflow(opened):
+    rows = [{"name": opened.missing}]
+    opened.open(canvas(rows_node(1, STACK, *rows))).panel.wait_for()
+    opened.panel.get_by_role("combobox").select_option(LORA)
+    held = []
+    opened.page.route("**/lora_workbench/pin?*", lambda route: held.append(route))
+    opened.button("Use 1 file").click()
+    opened.open(canvas(rows_node(1, APPLY, *rows)))
+    opened.page.unroute("**/lora_workbench/pin?*")
+    for route in held:
+        route.continue_()
+    opened.page.get_by_text("Another workflow is open now").first.wait_for()
+    assert held
+    assert opened.names == [opened.missing]
+
+
+def test_the_list_of_the_panel_has_pictures_as_the_settings_say(opened, server):
+    picture = server.loras / KNOWN.replace(".safetensors", ".png")
+    picture.write_bytes(b"")
+    opened.open(canvas(rows_node(1, STACK, {"name": f"known/{opened.missing}"}))).panel.wait_for()
+    for wanted in (True, False):
+        opened.page.evaluate(PICTURES, wanted)
+        opened.panel.get_by_role("button", name="Choose a file").click()
+        opened.page.get_by_role("combobox", name="Search LoRAs").fill("known")
+        opened.page.locator(".lw-found li").first.wait_for()
+        assert (opened.page.locator(".lw-found img").count() == 1) is wanted
+        opened.page.keyboard.press("Escape")
+        opened.page.get_by_role("dialog").wait_for(state="detached")
+    opened.page.evaluate(PICTURES, True)
+    picture.unlink()
 
 
 def test_a_panel_put_away_stays_away_until_it_is_asked_for(opened):

@@ -39,9 +39,10 @@ RENAME_AND_UNDO = """async () => {
     await tracker.undo()
     return [...titles, app.graph.nodes[0].title]
 }"""
-FAIL = """(text) => window.comfyAPI.api.api.dispatchCustomEvent("execution_error", {
-    prompt_id: "none", node_id: String(app.graph.nodes[0].id), node_type: app.graph.nodes[0].type,
-    executed: [], exception_message: text, exception_type: "lora_workbench.LoraError",
+FAIL = """([text, prompt]) => window.comfyAPI.api.api.dispatchCustomEvent("execution_error", {
+    prompt_id: prompt, node_id: String(app.graph.nodes.at(-1).id),
+    node_type: app.graph.nodes.at(-1).type, executed: [], exception_message: text,
+    exception_type: "lora_workbench.LoraError",
     traceback: [], current_inputs: {}, current_outputs: [],
 })"""
 CLOSE_DIALOGS = """() => {
@@ -177,7 +178,7 @@ def test_tensors_that_match_nothing_are_folded_away(shown):
     assert box.get_by_role("status").inner_text().endswith("1 LoRA applied")
     assert box.get_by_role("img", name="In part").count() == 2  # of the whole, and of the LoRA
     assert box.locator("dl").all_inner_texts() == ["undo\nfile", "weighting\nIN=0"]
-    assert box.locator("p").all_inner_texts() == ["dull", "bright"]
+    assert box.locator("p").all_inner_texts() == ["Note: dull", "Note: bright"]
     folded = box.locator("details")
     assert folded.locator("summary").inner_text() == "40 tensors unmatched: no such module"
     assert not folded.get_by_role("listitem").first.is_visible()
@@ -186,10 +187,64 @@ def test_tensors_that_match_nothing_are_folded_away(shown):
     assert folded.get_by_role("listitem").nth(39).inner_text() == keys[39]
 
 
+def fail(shown, text, prompt="none"):
+    """The error of a run of the last node; that of no prompt counts as one of this canvas."""
+    shown.page.evaluate(FAIL, [text, prompt])
+
+
+def headlined(text):
+    status = "document.querySelector('.lw-report [role=\"status\"]')"
+    return f"() => {status}?.textContent.endsWith('{text}')"
+
+
+def test_undo_shows_the_error_and_not_the_output_before_it(shown):
+    run_inspect(shown)
+    fail(shown, "It broke.")
+    shown.wait(headlined("It broke."))
+    shown.page.evaluate(CLOSE_DIALOGS)
+    assert shown.page.evaluate(RENAME_AND_UNDO) == ["renamed", "Load LoRA"]
+    shown.wait(headlined("It broke."))
+    shown.page.wait_for_timeout(500)
+    assert shown.page.locator(BOX).get_by_role("status").inner_text().endswith("It broke.")
+    assert shown.errors == []
+
+
+def test_the_error_of_another_workflow_s_run_is_not_shown(shown):
+    box = give(shown, "LoraWorkbenchMerge", Report("2 LoRAs merged"))
+    asked = []
+
+    def answer(route):
+        asked.append(route.request.url)
+        prompt = route.request.url.rsplit("/", 1)[1]
+        own = shown.page.evaluate("() => (app.rootGraph ?? app.graph).id")
+        workflow = {"id": own if prompt == "own" else "11111111-1111-4111-8111-111111111111"}
+        extra = {"extra_pnginfo": {"workflow": workflow}}
+        route.fulfill(json={prompt: {"prompt": [0, prompt, {}, extra, []]}})
+
+    shown.page.route("**/history/*", answer)
+    fail(shown, "Broken elsewhere.", "other")
+    shown.page.wait_for_timeout(1000)
+    assert asked
+    assert box.get_by_role("status").inner_text().endswith("2 LoRAs merged")
+    fail(shown, "Broken here.", "own")
+    shown.wait(headlined("Broken here."))
+    shown.page.unroute("**/history/*")
+    shown.page.evaluate(CLOSE_DIALOGS)
+
+
+def test_an_exception_without_a_message_is_told_by_its_type(shown):
+    give(shown, "LoraWorkbenchMerge", Report("2 LoRAs merged"))
+    shown.page.evaluate(FRESH, "LoraWorkbenchMerge")
+    shown.page.locator(BOX).wait_for()
+    fail(shown, "")
+    shown.wait(headlined("lora_workbench.LoraError"))
+    shown.page.evaluate(CLOSE_DIALOGS)
+
+
 def test_an_error_stands_on_the_node_with_its_fix_apart(shown):
     box = give(shown, "LoraWorkbenchMerge", Report("2 LoRAs merged"))
     error = LoraError("a does not fit: wrong base.", {"Base": "SDXL"}, "choose another.")
-    shown.page.evaluate(FAIL, f"{error}\n")
+    fail(shown, f"{error}\n")
     shown.wait("() => document.querySelector('.lw-fix')")
     assert box.get_by_role("status").inner_text().endswith("a does not fit: wrong base.")
     assert box.get_by_role("img", name="Wrong").is_visible()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,6 +56,19 @@ A_PROMPT = """() => {
 PROMPT_TEXT = (
     """() => app.graph.nodes.find(({ type }) => type === 'CLIPTextEncode').widgets[0].value"""
 )
+REDO = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.redo()"
+STEPS = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
+ANOTHER_WORKFLOW = """async () => {
+    window.before = app.extensionManager.workflow.activeWorkflow
+    const numbers = { version: 0.4, last_node_id: 0, last_link_id: 0 }
+    await app.loadGraphData({ ...numbers, nodes: [], links: [], groups: [], extra: {}, config: {} })
+}"""
+BACK = "() => app.loadGraphData(window.before.activeState, true, true, window.before)"
+REMEMBER = """() => {
+    const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker
+    if (tracker.captureCanvasState) tracker.captureCanvasState()
+    else tracker.checkState()  // the name in 1.27
+}"""
 UNDO = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.undo()"
 RELOAD = "() => app.loadGraphData(JSON.parse(JSON.stringify(app.graph.serialize())))"
 OTHER = "inks/Blue Ink.safetensors"
@@ -135,6 +149,11 @@ def editor(shown):
     assert shown.errors == []
 
 
+def remember(editor):
+    """Undo goes back to what stands there now."""
+    editor.page.evaluate(REMEMBER)
+
+
 def named(*names):
     return [{"name": name} for name in names]
 
@@ -174,6 +193,90 @@ def test_several_files_are_added_by_keyboard_alone(editor):
     editor.page.keyboard.type("-0,5")
     press("Enter")
     assert editor.rows[0]["model"] == -0.5
+
+
+@pytest.fixture
+def held(editor):
+    """Requests for pins, until they are let go: a large file is hashed for seconds."""
+    kept = []
+    editor.page.route("**/lora_workbench/pin?*", lambda route: kept.append(route))
+
+    def let_go():
+        editor.page.unroute("**/lora_workbench/pin?*")
+        for route in kept:
+            route.continue_()
+
+    def all_asked():
+        for _ in range(100):
+            if kept:
+                return
+            editor.page.wait_for_timeout(50)
+
+    yield SimpleNamespace(wait=all_asked, let_go=let_go)
+    editor.page.unroute("**/lora_workbench/pin?*")
+
+
+def add_all_files(editor):
+    press = editor.page.keyboard.press
+    editor.button("Add LoRA").focus()
+    press("Enter")
+    editor.page.locator(".lw-found li").first.wait_for()
+    for key in ("Space", "ArrowDown", "Space", "Enter"):
+        press(key)
+    editor.page.get_by_role("dialog").wait_for(state="detached")
+
+
+def pinned(editor, count):
+    editor.wait(f"(count) => (({VALUE})().match(/sha256/g) ?? []).length === count", count)
+
+
+def test_adding_several_files_is_one_step_of_undo(editor, held):
+    editor.rows = named(*"abcde")  # so many that the node grows
+    remember(editor)
+    before = editor.page.evaluate(STEPS)
+    add_all_files(editor)
+    held.wait()
+    editor.settle()
+    remember(editor)
+    held.let_go()
+    pinned(editor, 2)
+    editor.settle()
+    remember(editor)  # as each click on the canvas does
+    assert editor.page.evaluate(STEPS) == before + 1
+    rows = editor.rows
+    editor.page.evaluate(UNDO)
+    editor.wait(f"() => !({VALUE})().includes('{LORA}')")
+    assert editor.names == [*"abcde"]
+    editor.page.evaluate(REDO)
+    pinned(editor, 2)
+    assert editor.rows == rows
+
+
+def test_a_pin_comes_to_the_node_that_an_undo_built_anew_meanwhile(editor, held):
+    add_all_files(editor)
+    held.wait()
+    remember(editor)
+    editor.page.evaluate("() => (app.graph.nodes[0].title = 'renamed')")
+    remember(editor)
+    editor.page.evaluate(UNDO)
+    held.let_go()
+    pinned(editor, 2)
+    assert editor.page.evaluate("() => app.graph.nodes[0].title") == "Apply LoRAs"
+    editor.page.evaluate(REDO)
+    assert editor.page.evaluate("() => app.graph.nodes[0].title") == "renamed"
+    pinned(editor, 2)
+
+
+def test_a_pin_comes_to_a_workflow_that_is_not_shown(editor, held):
+    add_all_files(editor)
+    held.wait()
+    editor.page.evaluate(ANOTHER_WORKFLOW)
+    editor.settle()
+    held.let_go()
+    editor.page.wait_for_timeout(1000)
+    assert editor.page.evaluate("() => app.graph.nodes.length") == 0
+    editor.page.evaluate(BACK)
+    pinned(editor, 2)
 
 
 def test_escape_adds_nothing(editor):
@@ -217,6 +320,26 @@ def test_a_strength_is_dragged_and_turned_by_the_wheel(editor):
     mouse.move(x, y)
     mouse.wheel(0, 100)
     editor.wait(f"() => JSON.parse(({VALUE})()).rows[0].model === 1.45")
+
+
+def test_a_drag_that_is_taken_away_is_a_step_of_undo(editor):
+    """As by a touch that becomes a scroll, or a window that comes up."""
+    editor.rows = named("a")
+    remember(editor)
+    editor.page.evaluate(
+        """() => {
+            const input = document.querySelector('.lw-strength')
+            const send = (kind, clientX) => input.dispatchEvent(
+                new PointerEvent(kind, { clientX, button: 0, pointerId: 1, bubbles: true }))
+            input.setPointerCapture = () => {}
+            send("pointerdown", 0)
+            send("pointermove", 40)
+            send("pointercancel", 0)
+        }"""
+    )
+    assert editor.rows[0]["model"] == 1.5
+    editor.page.evaluate(UNDO)
+    editor.wait(f"() => JSON.parse(({VALUE})()).rows[0].model === 1")
 
 
 def test_toggle_solo_duplicate_and_remove(editor):
@@ -298,6 +421,22 @@ def test_rows_are_copied_as_tags_and_pasted_whole(editor):
     editor.button("Add LoRA").focus()
     editor.page.evaluate(clipboard, "no rows")
     assert editor.names == ["a", "a", "b", "c"]
+
+
+def test_a_verdict_that_is_selected_is_copied_as_text(editor):
+    editor.rows = named(LORA)
+    editor.wait("() => document.querySelector('.lw-verdict[data-level]')")
+    copied = """(isSelected) => {
+        const verdict = document.querySelector('.lw-verdict')
+        if (isSelected) getSelection().selectAllChildren(verdict)
+        else getSelection().removeAllRanges()
+        const clipboardData = new DataTransfer()
+        const event = new ClipboardEvent("copy", { clipboardData, bubbles: true, cancelable: true })
+        verdict.dispatchEvent(event)
+        return [event.defaultPrevented, clipboardData.getData("text/plain")]
+    }"""
+    assert editor.page.evaluate(copied, True) == [False, ""]
+    assert editor.page.evaluate(copied, False) == [True, f"<lora:{LORA}:1:1>"]
 
 
 def test_each_row_says_what_its_file_is_or_that_it_is_missing(editor):
@@ -432,9 +571,16 @@ def test_a_file_s_details_and_its_words_for_a_prompt(editor):
     dialog.wait_for(state="detached")
 
 
-def test_a_missing_file_is_replaced_in_the_whole_workflow(editor):
-    editor.rows = [*named("old/stile.safetensors"), {"name": "old/stile.safetensors", "on": False}]
+def test_a_missing_file_is_replaced_in_the_whole_workflow_in_one_step_of_undo(editor):
+    other = {"name": "old/stile.safetensors", "sha256": "0" * 64, "size": 1}  # of the same name
+    editor.rows = [
+        *named("old/stile.safetensors"),
+        {"name": "old/stile.safetensors", "on": False},
+        other,
+    ]
     editor.page.evaluate(ANOTHER_STACK, "old/stile.safetensors")
+    remember(editor)
+    before = editor.rows
     editor.root.first.get_by_role("button", name="stile", exact=True).first.click()
     dialog = editor.page.get_by_role("dialog", name="old/stile.safetensors")
     assert "missing" in dialog.get_by_role("alert").inner_text()
@@ -445,10 +591,15 @@ def test_a_missing_file_is_replaced_in_the_whole_workflow(editor):
     search.fill("style")
     editor.page.locator(".lw-found li").first.wait_for()
     editor.page.keyboard.press("Enter")
-    editor.wait(f"() => ({VALUE})().split('sha256').length === 3")
-    assert [(row["name"], row["on"]) for row in editor.rows] == [(LORA, True), (LORA, False)]
     editor.wait(f"() => ({STACK_VALUE})().includes('sha256')")
     assert json.loads(editor.page.evaluate(STACK_VALUE))["rows"][0]["name"] == LORA
+    rows = editor.rows
+    assert [(row["name"], row["on"]) for row in rows[:2]] == [(LORA, True), (LORA, False)]
+    assert all(len(row["sha256"]) == 64 for row in rows)
+    assert rows[2] == before[2]
+    editor.page.evaluate(UNDO)
+    editor.wait(f"() => !({STACK_VALUE})().includes('sha256')")
+    assert editor.rows == before
 
 
 def test_delete_in_a_field_does_not_delete_the_node(editor):

@@ -2,13 +2,13 @@
 //
 // Works on the workflow's JSON, so that nodes whose pack is missing are converted too.
 
+import { APPLY, STACK } from "../row_lists.js";
 import { writeRows } from "../rows/rows.js";
 import { rowsOfNode } from "./foreign_rows.js";
 import { Graph } from "./graph.js";
 
 const STACKS = ["CR LoRA Stack", "LoRA Stacker", "Lora Stacker (LoraManager)"];
 const APPLIERS = ["CR Apply LoRA Stack"]; // a stack and no rows of its own
-const [APPLY, STACK] = ["LoraWorkbenchApply", "LoraWorkbenchStack"];
 const CARRIED = ["MODEL", "CLIP", "LORA_STACK"];
 const SOCKETS = {
   [APPLY]: { inputs: CARRIED, outputs: ["MODEL", "CLIP"], texts: ["report", "trigger_words"] },
@@ -85,18 +85,24 @@ function groupsWithLoras({ nodes, extra }) {
   }).length;
 }
 
-function nodeOfOurs({ id, pos, order, mode, flags, size }, type) {
+function nodeOfOurs({ id, pos, order, mode, flags, size, ...look }, type) {
   const { inputs, outputs, texts } = SOCKETS[type];
   const socket = (kind) => ({ name: kind.toLowerCase(), type: kind });
   const width = Math.max(size?.[0] ?? size?.["0"] ?? 0, WIDTH);
   return {
     ...{ id, type, pos, order, mode, flags: flags ?? {}, size: [width, 240] },
+    ...lookOf(look),
     inputs: inputs.map((kind) => ({ ...socket(kind), link: null })),
     outputs: [...outputs.map(socket), ...texts.map((name) => ({ name, type: "STRING" }))].map(
       (output) => ({ ...output, links: [] }),
     ),
     properties: { "Node name for S&R": type, cnr_id: "comfyui-lora-workbench" },
   };
+}
+
+// What a user gave the node; a title is saved only where it is another than the class's.
+function lookOf({ title, color, bgcolor }) {
+  return Object.fromEntries(Object.entries({ title, color, bgcolor }).filter(([, value]) => value));
 }
 
 // A chain of loaders is one node: rows of the one before first, as they were applied.
@@ -111,6 +117,7 @@ function fuseInto(graph, node) {
       else if (link) graph.retarget(link, node, type);
     }
     node.pos = before.pos;
+    Object.assign(node, { ...lookOf(before), ...lookOf(node) });
     graph.nodes.delete(before.id);
   }
 }

@@ -4,6 +4,7 @@ import { offered } from "../commands.js";
 import { say } from "../messages.js";
 import { toggledAll } from "../rows/rows.js";
 import { toast } from "../toast.js";
+import { lookAgain } from "./relink.js";
 import { editorOf, recheck } from "./rows.js";
 
 export const commands = {
@@ -14,6 +15,7 @@ export const commands = {
     ShowDetails: () => onSelected(showDetails),
     Recheck() {
       recheck(app);
+      lookAgain({ always: false });
       toast(app, "info", say("rechecked"));
     },
   }),
@@ -27,6 +29,6 @@ function onSelected(act) {
 }
 
 function showDetails(editor) {
-  const row = editor.currentRow;
-  return row ? editor.host.details(row) : toast(app, "info", say("noRows"));
+  const view = editor.currentView;
+  return view ? editor.details(view) : toast(app, "info", say("noRows"));
 }

@@ -11,10 +11,10 @@ import { States } from "../live/state.js";
 import { addPanel } from "../panel.js";
 import { address, ask, tell } from "../server.js";
 import { scrollOrZoom } from "../wheel.js";
+import { identify, workflowId } from "../workflow_id.js";
 
 const EVENT = "lora_workbench.live";
 const NAME = "lora_workbench_live";
-const CLEARED = "00000000-0000-0000-0000-000000000000";
 const [WIDTH, HEIGHT] = [420, 260]; // of a panel, at least, in the canvas's pixels
 const classes = new Set();
 const panels = new WeakMap(); // by node
@@ -31,7 +31,7 @@ export const live = {
   init(app) {
     api.addEventListener(EVENT, ({ detail }) => {
       const isWhole = states.take(detail);
-      if (detail.workflow !== workflowOf(app)) return; // its panels are loaded when it is shown
+      if (detail.workflow !== workflowId(app)) return; // its panels are loaded when it is shown
       if (isWhole) show(app, detail);
       else load(app);
     });
@@ -40,12 +40,12 @@ export const live = {
 
   nodeCreated(node, app) {
     if (!classes.has(node.comfyClass)) return;
-    identify(app.rootGraph ?? app.graph);
+    identify(app);
     addLive(node, app);
   },
 
   afterConfigureGraph(missing, app) {
-    for (const state of states.of(workflowOf(app))) show(app, state);
+    for (const state of states.of(workflowId(app))) show(app, state);
     return load(app);
   },
 };
@@ -64,23 +64,20 @@ function addLive(node, app) {
   node.setSize([Math.max(node.size[0], width, WIDTH), Math.max(node.size[1], height)]);
 }
 
-// A canvas that was cleared has an id of zeros, and gets a new one with each undo.
-function identify(graph) {
-  if (graph.id === CLEARED) graph.id = window.LiteGraph.uuidv4();
-}
-
 async function load(app) {
-  if (![...allNodes(app)].some(({ node }) => panels.has(node))) return;
-  const workflow = workflowOf(app);
-  const { panels: snapshots } = await ask("live", { workflow });
-  states.load(snapshots, workflow);
-  if (workflow === workflowOf(app)) for (const state of states.of(workflow)) show(app, state);
+  const shown = [...allNodes(app)].map(({ node }) => panels.get(node)).filter(Boolean);
+  if (!shown.length) return;
+  const workflow = workflowId(app);
+  try {
+    const { panels: snapshots } = await ask("live", { workflow });
+    states.load(snapshots, workflow);
+  } catch ({ message }) {
+    for (const panel of shown) panel.tell(message);
+    return;
+  }
+  if (workflow === workflowId(app)) for (const state of states.of(workflow)) show(app, state);
 }
 
 function show(app, { workflow, node }) {
   panels.get(nodeAt(app, node))?.show(states.get(workflow, node));
-}
-
-function workflowOf(app) {
-  return (app.rootGraph ?? app.graph)?.id ?? "";
 }

@@ -2,36 +2,41 @@
 import { allNodes } from "../all_nodes.js";
 import { copyText } from "../clipboard.js";
 import { api } from "../comfy.js";
-import { showDetails } from "../rows/details.js";
-import { RowEditor } from "../rows/editor.js";
-import { pickLoras } from "../rows/picker.js";
-import { newRow } from "../rows/rows.js";
 import { keepShown } from "../keep_shown.js";
 import { say } from "../messages.js";
+import { pickFiles } from "../pick_files.js";
+import { pinAdded } from "../pin_added.js";
+import { replaceFiles } from "../replace_files.js";
+import { ROW_NODES, ROWS_INPUT } from "../row_lists.js";
+import { Answers } from "../rows/answers.js";
+import { showDetails } from "../rows/details.js";
+import { RowEditor } from "../rows/editor.js";
+import { baseName } from "../rows/file_name.js";
+import { keyOf } from "../rows/relink.js";
+import { newRow } from "../rows/rows.js";
 import { checkpointOf } from "../rows/upstream.js";
-import { Verdicts } from "../rows/verdicts.js";
 import { withWord } from "../rows/words.js";
-import { ask, previewAddress } from "../server.js";
+import { placeOf, withNode } from "../saved_node.js";
+import { ask, askInTurn, previewAddress } from "../server.js";
 import { settingOf } from "../settings.js";
-import { rememberForUndo } from "../undo.js";
+import { amendPresent, openWorkflow, rememberForUndo } from "../undo.js";
 import { scrollOrZoom } from "../wheel.js";
 
-const NODES = ["LoraWorkbenchApply", "LoraWorkbenchStack"];
-const INPUT = "rows";
 const WIDGET = "LORA_WORKBENCH_ROWS";
 const [LEAST, MOST] = [110, 420]; // height of the list in the canvas's pixels
 const WIDTH = 440;
+const LAID_OUT = 100; // milliseconds: Nodes 2.0 sets the height some frames later
 const editors = new WeakMap(); // by node
 const focus = { last: null }; // `{id, focused}` of the node and field, or null when it is elsewhere
-const verdicts = new Verdicts((query) => ask("verdict", query));
-const blocks = new Verdicts((query) => ask("blocks", query));
+const verdicts = new Answers((query) => askInTurn("verdict", query));
+const blocks = new Answers((query) => askInTurn("blocks", query));
 
 export const rows = {
   name: "loraWorkbench.rows",
 
   // Only here, so that without this file the input stays a text box.
   beforeRegisterNodeDef(nodeType, { name, input }) {
-    if (NODES.includes(name)) input.required[INPUT][1].widgetType = WIDGET;
+    if (ROW_NODES.includes(name)) input.required[ROWS_INPUT][1].widgetType = WIDGET;
   },
 
   // Another checkpoint in a loader upstream is such a change; verdicts that are known cost nothing.
@@ -41,7 +46,6 @@ export const rows = {
   },
 
   // An undo builds the nodes anew; the focus goes to where it was before their elements went.
-
   afterConfigureGraph(missing, app) {
     const { id, focused } = focus.last ?? {};
     const found = [...allNodes(app)].find(({ node }) => node.id === id && editors.has(node));
@@ -49,9 +53,8 @@ export const rows = {
   },
 
   // The R key: files were added, taken away or replaced.
-  refreshComboInNodes() {
-    verdicts.forget();
-    blocks.forget();
+  refreshComboInNodes(definitions, app) {
+    recheck(app);
   },
 
   getCustomWidgets(app) {
@@ -78,6 +81,7 @@ function followFocus(app) {
 // Every file is read again, also where nothing seems to have changed.
 export function recheck(app) {
   verdicts.forget();
+  blocks.forget();
   refreshVerdicts(app);
 }
 
@@ -87,15 +91,15 @@ function refreshVerdicts(app) {
 
 function rowsWidget(app, node, name, [, { default: initial }]) {
   const editor = new RowEditor({
-    pick: () => pick(app),
+    pick: () => pickFiles(app),
     newRow: (lora) => addedRow(app, lora),
-    details: (row) => showDetails(row, detailsHost(app)),
-    pin: (lora) => ask("pin", { name: lora }),
+    details: (view) => showDetails(view.row, detailsHost(app, view)),
+    pin: (names) => pinAdded(app, node, names, (each) => editors.get(each)?.adding),
     verdict: (row) => verdicts.of(row, checkpointOf(node)),
-    blocks: (row) => blocks.of(row, checkpointOf(node), { weighting: row.weighting }),
-    onchange: () => fit(node, widget),
+    blocks: (row) => blocks.of(row, { ...checkpointOf(node), weighting: row.weighting }),
+    onchange: () => fit(app, node, widget),
     onfinish: () => rememberForUndo(app),
-    onresize: () => fit(node, widget),
+    onresize: () => fit(app, node, widget),
   });
   const height = () => Math.min(Math.max(editor.height, LEAST), MOST);
   const widget = node.addDOMWidget(name, WIDGET, editor.root, {
@@ -122,23 +126,15 @@ function focusOnceShown(editor, focused, frames = 20) {
   if (frames) requestAnimationFrame(() => focusOnceShown(editor, focused, frames - 1));
 }
 
-function detailsHost(app) {
+function detailsHost(app, view) {
   return {
     facts: ({ name, sha256, size }) => ask("lora", { name, sha256, size }),
     pin: ({ name, sha256, size }) => ask("pin", { name, sha256, size }),
     norms: ({ name, sha256, size }) => ask("norms", { name, sha256, size }),
     preview: previewAddress,
     targets: () => wordTargets(app),
-    relink: ({ name }) => relink(app, name),
+    relink: () => relink(app, view.row),
   };
-}
-
-function pick(app, query) {
-  return pickLoras(
-    ask("loras").then(({ loras }) => loras),
-    settingOf(app, "Files.Pictures") ? previewAddress : null,
-    query,
-  );
 }
 
 function addedRow(app, name) {
@@ -146,15 +142,11 @@ function addedRow(app, name) {
   return newRow(name, settingOf(app, "Rows.SeparateClip") ? { model, clip: model } : { model });
 }
 
-// Every node of the workflow that has rows with this file gets the other one.
-async function relink(app, name) {
-  const [other] = await pick(app, baseName(name));
-  if (!other) return;
-  for (const { node } of allNodes(app)) editors.get(node)?.replace(name, other);
-}
-
-function baseName(name) {
-  return name.split(/[\\/]/).at(-1).replace(/\.[^.]+$/, "");
+// Every row of the workflow that means this file gets the other one.
+async function relink(app, row) {
+  const workflow = openWorkflow(app);
+  const [other] = await pickFiles(app, baseName(row.name));
+  if (other) await replaceFiles(app, new Map([[{ key: keyOf(row) }, other]]), workflow);
 }
 
 // Where a word can go: to the end of a text on the shown graph, or to the clipboard.
@@ -174,11 +166,20 @@ function wordTargets(app) {
   return [{ label: say("clipboard"), take: copyText }, ...texts];
 }
 
-function fit(node, widget) {
+function fit(app, node, widget) {
   requestAnimationFrame(() => {
     const [width, height] = node.computeSize();
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
     node.setDirtyCanvas(true, true);
     widget.callback?.(widget.value);
+    setTimeout(() => noteSize(app, node), LAID_OUT);
   });
+}
+
+// The height that a list needs is no step of undo.
+function noteSize(app, node) {
+  if (node.graph?.getNodeById(node.id) !== node) return; // it went meanwhile
+  const size = [...node.size];
+  const sized = (saved) => (size.every((each, at) => each === saved.size[at]) ? saved : { ...saved, size });
+  amendPresent(app, (state) => withNode(state, placeOf(app, node), sized));
 }

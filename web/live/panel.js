@@ -38,6 +38,11 @@ export class LivePanel {
     });
   }
 
+  // Until the next state.
+  tell(text) {
+    setText(this.status, text);
+  }
+
   render() {
     const { state } = this;
     const isRunning = state?.state === "running";
@@ -94,7 +99,7 @@ export class LivePanel {
       if (prompt === state.prompt && now === "running")
         setText(this.status, stateText({ ...state, keep: true }));
     } catch (error) {
-      setText(this.status, error.message);
+      this.tell(error.message);
     }
   }
 }

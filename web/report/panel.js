@@ -116,5 +116,5 @@ function folded({ count, verdict, reason, keys }) {
 }
 
 function* told(notes) {
-  for (const note of notes) yield element("p", { class: "lw-note" }, note);
+  for (const note of notes) yield element("p", { class: "lw-note" }, `${say("reportNote")} ${note}`);
 }

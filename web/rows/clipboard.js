@@ -3,9 +3,10 @@ import { parseRows, writeRows, writeTags } from "./rows.js";
 
 const JSON_TYPE = "application/json";
 
-// Tags for a prompt or a chat, and as JSON everything, for another of our nodes.
+// Tags for a prompt or a chat, and as JSON everything, for another of our nodes; a text that is
+// selected, such as a verdict, is copied as it is.
 export function copyRows(event, rows) {
-  if (isText(event.target) || !rows.length) return;
+  if (isText(event.target) || !rows.length || isTextSelected()) return;
   event.preventDefault();
   event.clipboardData.setData("text/plain", writeTags(rows));
   event.clipboardData.setData(JSON_TYPE, writeRows(rows));
@@ -22,6 +23,11 @@ export function pastedRows(event) {
   } catch {
     return []; // somebody's other text
   }
+}
+
+// In the page: what is selected in a field that has no focus any more counts as collapsed.
+function isTextSelected() {
+  return !document.getSelection().isCollapsed;
 }
 
 function isText({ tagName, type }) {

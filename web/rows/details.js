@@ -14,7 +14,7 @@ const MEGABYTE = 1e6;
 //   host.norms(row): a promise of `{base, norms: [{block, norm}]}`.
 //   host.preview(name): the address of its picture.
 //   host.targets(): where a word can go, as `[{label, isChosen, take(word)}]`.
-//   host.relink(row): choose another file for the row, wherever it is used.
+//   host.relink(): choose another file for the row, wherever it is used.
 // Gives a promise that is kept once the dialog is closed.
 export function showDetails(row, host) {
   return new Promise((resolve) => {
@@ -26,7 +26,7 @@ export function showDetails(row, host) {
         type: "button",
         onclick: () => {
           dialog.close();
-          host.relink(row);
+          host.relink();
         },
       },
       say("detailsReplace"),

@@ -1,5 +1,7 @@
 // The rows of a stack as a list that people edit; the text value is the whole state.
 import { say } from "../messages.js";
+import { keepKeys } from "../panel.js";
+import { Adding } from "./adding.js";
 import { copyRows, pastedRows } from "./clipboard.js";
 import { element } from "./element.js";
 import { putInOrder, viewsOf } from "./keep.js";
@@ -12,10 +14,10 @@ const A_FRAME = 15; // rows; as many as can be seen
 // Args:
 //   host.pick(): a promise of file names to add.
 //   host.newRow(name): the row of an added file.
-//   host.pin(name): a promise of `{size, sha256}` of a file.
+//   host.pin(names): bring size and hash of the files to `adding.pinned`, see adding.js.
 //   host.verdict(row): a promise of `{level, text, details}`.
 //   host.blocks(row): a promise of what the route `blocks` answers for its weighting.
-//   host.details(row): show what a row's file is; a promise, kept once that is closed.
+//   host.details(view): show what the file of `view.row` is; a promise, kept once that is closed.
 //   host.onchange(): called after each change of the value.
 //   host.onfinish(): called once a change is complete, for undo.
 //   host.onresize(): called when a row becomes higher or lower and no value changes.
@@ -25,12 +27,10 @@ export class RowEditor {
     this.rows = [];
     this.views = []; // of the rows, in their order
     this.others = {}; // fields that stand beside the rows
-    this.unpinned = new Map(); // file name to the reason why its rows keep no hash
+    this.adding = new Adding(this, host);
     this.unreadable = null;
     this.root = element("div", { class: "lw-rows", role: "group", "aria-label": say("loras") });
-    // Keys of the list are not commands of the canvas (Delete would take the node away).
-    for (const type of ["keydown", "keyup", "copy", "paste", "cut"])
-      this.root.addEventListener(type, (event) => event.stopPropagation());
+    keepKeys(this.root);
     this.root.addEventListener("copy", (event) => copyRows(event, this.rows));
     this.root.addEventListener("paste", (event) => this.paste(pastedRows(event)));
     this.toolbar = this.makeToolbar();
@@ -78,47 +78,13 @@ export class RowEditor {
     this.views.forEach((view, index) => (view.row = rows[index]));
   }
 
-  async add() {
-    const names = await this.host.pick();
-    if (!names.length) return this.addButton.focus();
-    const first = this.rows.length;
-    this.update(
-      rowsOf.added(
-        this.rows,
-        names.map((name) => this.host.newRow(name)),
-      ),
-      [first, "model"],
-    );
-    await Promise.all(names.map((name) => this.pin(name)));
-  }
-
-  // Rows keep size and hash of their file, by which a moved or renamed one is found again.
-  async pin(name) {
-    const pin = await this.host.pin(name).catch((error) => ({ problem: error.message }));
-    if (pin.problem) {
-      this.unpinned.set(name, pin.problem); // the row works without
-      return this.refreshVerdicts();
-    }
-    const { size, sha256 } = pin;
-    this.unpinned.delete(name);
-    this.take(
-      this.rows.map((row) => (row.name === name && !row.sha256 ? { ...row, size, sha256 } : row)),
-    );
-    this.host.onchange();
-    this.host.onfinish();
+  add() {
+    return this.adding.add();
   }
 
   paste(rows) {
     if (!rows.length || this.unreadable) return;
-    this.update(rowsOf.added(this.rows, rows), [this.rows.length, "model"]);
-  }
-
-  // Another file in the place of one, in every row that names it; the pin is the new file's.
-  replace(name, other) {
-    const swapped = ({ sha256, size, ...row }) => ({ ...row, name: other });
-    if (!this.rows.some((row) => row.name === name)) return;
-    this.update(this.rows.map((row) => (row.name === name ? swapped(row) : row)));
-    this.pin(other);
+    this.adding.append(rows);
   }
 
   // Ask anew what each file would do: another model may be connected.
@@ -134,8 +100,8 @@ export class RowEditor {
   }
 
   // The one that had the focus last, else the first.
-  get currentRow() {
-    return (this.views.find((view) => view.element === this.lastItem) ?? this.views[0])?.row;
+  get currentView() {
+    return this.views.find((view) => view.element === this.lastItem) ?? this.views[0];
   }
 
   // On a field of a row, or of the last one; above the rows when there are none.
@@ -197,12 +163,7 @@ export class RowEditor {
   // What a row asks of its list, see row.js.
 
   async verdict(row) {
-    const verdict = await this.host.verdict(row);
-    const reason = row.sha256 ? undefined : this.unpinned.get(row.name);
-    if (reason === undefined) return verdict;
-    const told = say("notPinnedWhy", { reason });
-    const text = `${verdict.text} ${say("notPinned")}`;
-    return { ...verdict, text, details: [...verdict.details, told] };
+    return this.adding.told(await this.host.verdict(row), row);
   }
 
   blocks(row) {
@@ -214,7 +175,7 @@ export class RowEditor {
   }
 
   details(view) {
-    return this.host.details(view.row);
+    return this.host.details(view);
   }
 
   change(view, fields, focused) {

@@ -20,10 +20,14 @@ export function reorderHandle(name, list) {
   button.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
     button.setPointerCapture(event.pointerId);
-    button.onpointermove = ({ clientY }) => list.showDrop(clientY);
-    button.onpointerup = ({ clientY }) => {
-      button.onpointermove = button.onpointerup = null;
+    const end = () => {
+      button.onpointermove = button.onpointerup = button.onpointercancel = null;
       list.showDrop(null);
+    };
+    button.onpointermove = ({ clientY }) => list.showDrop(clientY);
+    button.onpointercancel = end;
+    button.onpointerup = ({ clientY }) => {
+      end();
       list.drop(clientY);
     };
   });

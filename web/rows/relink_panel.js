@@ -1,8 +1,8 @@
 // What a workflow's files are called here, and which are missing; beside the canvas, not over it.
 import { say } from "../messages.js";
+import { keepKeys } from "../panel.js";
 import { element, iconButton } from "./element.js";
 
-const KEPT = ["keydown", "keyup", "paste", "copy", "cut"]; // else commands of the canvas
 const SHOWN_OF_HASH = 12;
 
 // Args:
@@ -37,7 +37,7 @@ export function relinkPanel(files, host) {
     element("ul", { class: "lw-list lw-details" }, ...files.map((file) => item(file, host, choose))),
     element("div", { class: "lw-searchline lw-end" }, use),
   );
-  for (const type of KEPT) panel.addEventListener(type, (event) => event.stopPropagation());
+  keepKeys(panel);
   return panel;
 }
 

@@ -1,6 +1,7 @@
 // One row of the list, as elements. It knows its row and not its place: that is the list's.
 import { say } from "../messages.js";
 import { element, iconButton } from "./element.js";
+import { baseName } from "./file_name.js";
 import { reorderHandle } from "./handle.js";
 import { RowWeighting } from "./row_weighting.js";
 import { strengthField } from "./strength_field.js";
@@ -131,7 +132,7 @@ export class RowView {
     const { name } = this.row;
     const attributes = { type: "button", class: "lw-name", title: say("rowWhatItIs", { name }) };
     const onclick = () => this.list.details(this);
-    return element("button", { ...attributes, "data-field": "name", onclick }, shortName(name));
+    return element("button", { ...attributes, "data-field": "name", onclick }, baseName(name));
   }
 
   strength(field) {
@@ -164,8 +165,4 @@ function tell(line, level, text, details = []) {
 
 function isSameButOn(row, other) {
   return JSON.stringify({ ...row, on: true }) === JSON.stringify({ ...other, on: true });
-}
-
-function shortName(name) {
-  return name.replaceAll("\\", "/").split("/").at(-1).replace(/\.(safetensors|pt|bin|ckpt)$/, "");
 }

@@ -3,6 +3,7 @@ import { say } from "../messages.js";
 import { element, iconButton } from "./element.js";
 import { sparkline } from "./sparkline.js";
 import { WeightingPanel } from "./weighting_panel.js";
+import { oneLine } from "./weighting_rules.js";
 
 // Args:
 //   host.row: the row as it stands.
@@ -21,8 +22,7 @@ export class RowWeighting {
   // An object of a workflow written elsewhere is shown as JSON, which the same field takes.
   get text() {
     const { weighting = "" } = this.host.row;
-    const text = typeof weighting === "string" ? weighting : JSON.stringify(weighting);
-    return text.replace(/\s*\n\s*/g, ", ");
+    return oneLine(typeof weighting === "string" ? weighting : JSON.stringify(weighting));
   }
 
   button() {

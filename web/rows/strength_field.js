@@ -82,12 +82,13 @@ function dragged(input, value, set, onfinish) {
     start.moved = true;
     set(readStrength(start.value + Math.round(distance / PIXELS_A_STEP) * stepOf(event)));
   });
-  input.addEventListener("pointerup", () => {
+  const end = () => {
     if (start?.moved) {
       input.blur();
       onfinish();
     }
     start = null;
-  });
-  input.addEventListener("pointercancel", () => (start = null));
+  };
+  input.addEventListener("pointerup", end);
+  input.addEventListener("pointercancel", end); // what was dragged so far stays
 }

@@ -14,13 +14,20 @@ export function isRules(text) {
   return !text.trim() || (text.includes("=") && !/^[[{]/.test(text.trim()));
 }
 
+// The text as one field shows it; its separators are a comma or the end of a line, but in JSON.
+export function oneLine(text) {
+  const trimmed = text.trim();
+  if (/^[[{]/.test(trimmed)) return trimmed.replace(/\s*\n\s*/g, " ");
+  return trimmed.replace(/\s*(?:,\s*\n|\n\s*,?)\s*/g, ", ");
+}
+
 // The factor that rules over blocks give to one; parts and other rules are not looked at.
 export function blockFactor(text, block) {
   const rules = readRules(text);
   return rules.findLast(({ blocks }) => blocks?.includes(block))?.factor ?? defaultOf(rules);
 }
 
-// The text with another factor of one block. The run of rules over blocks that decides it is
+// The text with another factor of one block, as it is shown; all others keep theirs. The run of rules over blocks that decides it is
 // written anew, as short as it can be; a first one stands before other rules, which overrule it.
 export function withBlock(text, block, factor) {
   const rules = readRules(text);
@@ -38,9 +45,9 @@ export function withBlock(text, block, factor) {
     for (const name of rule.blocks) factors.set(name, rule.factor);
   const isNeedless = factor === defaultOf(rules) && rules.slice(0, first).every((r) => r.isDefault);
   if (isNeedless) factors.delete(block);
-  else factors.set(block, factor);
+  else factors.set(block, Number(shown(factor)));
   const written = inRanges([...factors].map(([name, value]) => ({ name, factor: value })));
-  const run = written.map((range) => ({ text: `${range.select}=${shown(range.factor)}` }));
+  const run = written.map((range) => ({ text: `${range.select}=${range.factor}` }));
   return writeRules([...rules.slice(0, first), ...run, ...rules.slice(end)]);
 }
 
@@ -54,7 +61,7 @@ export function withPart(text, part, factor) {
   const rules = readRules(text);
   const last = rules.findLast((rule) => rule.part === part);
   if (factor === null) return writeRules(rules.filter((rule) => rule.part !== part));
-  const rule = { text: `${part}=${shown(factor)}` };
+  const rule = { text: `${part}=${factor}` };
   return writeRules(last ? rules.map((each) => (each === last ? rule : each)) : [...rules, rule]);
 }
 
@@ -75,6 +82,7 @@ export function inRanges(blocks) {
   });
 }
 
+// A factor as it is read out and as a slider sets it.
 export function shown(factor) {
   return String(Math.round(factor * 1000) / 1000 || 0);
 }

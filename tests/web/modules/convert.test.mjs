@@ -107,6 +107,23 @@ test("a chain of loaders is one node with the rows in order", () => {
   assert.deepEqual(workflow.extra, { kept: true });
 });
 
+test("title and colours that a user gave stay; of a chain the last node's go first", () => {
+  const chain = workflowOf(
+    [[2, "LoraLoaderModelOnly", ["a", 1]], [3, "LoraLoaderModelOnly", ["b", 1]], END],
+    [[2, 0, 3, 0, "MODEL"], [3, 0, 9, 0, "MODEL"]],
+  );
+  const colours = { color: "#232", bgcolor: "#353" };
+  Object.assign(chain.nodes[0], { title: "Inks", ...colours });
+  const made = () => convertLoras(chain).workflow.nodes.find(({ id }) => id === 3);
+  const lookOf = ({ title, color, bgcolor }) => ({ title, color, bgcolor });
+  assert.deepEqual(lookOf(made()), { title: "Inks", ...colours });
+  chain.nodes[1].title = "Papers";
+  assert.deepEqual(lookOf(made()), { title: "Papers", ...colours });
+  chain.nodes[0] = { ...chain.nodes[0], title: undefined, color: undefined, bgcolor: undefined };
+  delete chain.nodes[1].title;
+  assert.ok(!["title", "color", "bgcolor"].some((key) => key in made()));
+});
+
 test("a chain that branches off in its middle stays two nodes", () => {
   const { workflow } = convertLoras(
     workflowOf(

@@ -7,6 +7,7 @@ import {
   blockFactor,
   inRanges,
   isRules,
+  oneLine,
   partFactor,
   withBlock,
   withPart,
@@ -83,4 +84,21 @@ test("presets are those of the model's family", () => {
   assert.equal(labels(null).length, 3);
   assert.ok(labels("sdxl").includes("Style block") && !labels("sdxl").includes("OUTALL: output blocks"));
   assert.ok(labels("sd15").includes("OUTALL: output blocks"));
+});
+
+test("text of several lines is shown in one, in every form", () => {
+  assert.equal(oneLine(" IN04-08=0.5,\n\n attn2=0\nte=0\n"), "IN04-08=0.5, attn2=0, te=0");
+  assert.equal(oneLine("1,0,0,0,\n1,1,1\n0 ,\r\n0\n, 1\n"), "1,0,0,0, 1,1,1, 0, 0, 1");
+  const rules = [{ select: "IN04", factor: 0.5 }, { select: "te", factor: 0 }];
+  assert.deepEqual(JSON.parse(oneLine(JSON.stringify(rules, null, 2))), rules);
+  assert.equal(oneLine("IN04=0.5,attn2=0"), "IN04=0.5,attn2=0");
+});
+
+test("the numbers of what is not touched stay whole", () => {
+  const text = "IN04-06=0.3333, M00=0.12345, OUT00=1e-7";
+  assert.equal(withBlock(text, "IN05", 0.5), "IN04=0.3333, IN05=0.5, IN06=0.3333, M00=0.12345, OUT00=1e-7");
+  assert.equal(withBlock("IN04=0.3333", "IN05", 0.333), "IN04=0.3333, IN05=0.333"); // no neighbours of one factor
+  assert.equal(withPart("ff=0.12345", "attn2", 0.0625), "ff=0.12345, attn2=0.0625");
+  assert.equal(withPart("", "attn2", 0.12345), "attn2=0.12345"); // as it was typed
+  assert.equal(withBlock("", "IN05", 0.15000000000000002), "IN05=0.15"); // a slider's own dust
 });
