@@ -4,6 +4,7 @@
 // or renamed file by its hash all the same.)
 import { app } from "../comfy.js";
 import { offered } from "../commands.js";
+import { idle } from "../idle.js";
 import { say } from "../messages.js";
 import { pickFiles } from "../pick_files.js";
 import { replaceFiles } from "../replace_files.js";
@@ -84,10 +85,6 @@ class Panel {
 }
 
 const panel = new Panel();
-
-function idle() {
-  return new Promise((done) => (window.requestIdleCallback ?? setTimeout)(done));
-}
 
 function lists() {
   return [...rowLists(app)].map(({ label, widget }) => ({ label, text: widget.value }));

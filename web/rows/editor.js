@@ -1,4 +1,5 @@
 // The rows of a stack as a list that people edit; the text value is the whole state.
+import { idle } from "../idle.js";
 import { say } from "../messages.js";
 import { keepKeys } from "../panel.js";
 import { Adding } from "./adding.js";
@@ -9,7 +10,7 @@ import { rawText } from "./raw_text.js";
 import { RowView } from "./row.js";
 import * as rowsOf from "./rows.js";
 
-const A_FRAME = 15; // rows; as many as can be seen
+const AT_ONCE = 15; // rows; as many as can be seen
 
 // Args:
 //   host.pick(): a promise of file names to add.
@@ -122,11 +123,11 @@ export class RowEditor {
     putInOrder(this.root, this.unreadable ? [this.rawText()] : [this.toolbar, this.list]);
   }
 
-  // A long list is built frame by frame, so that the page answers meanwhile.
+  // The rows of a long list that are not seen at first are built while the page has nothing else to do.
   buildSome() {
     const rest = this.views.filter((view) => !view.isBuilt);
-    rest.slice(0, A_FRAME).forEach((view) => view.build());
-    if (rest.length > A_FRAME) requestIdleCallback(() => this.buildSome(), { timeout: 1000 });
+    rest.slice(0, AT_ONCE).forEach((view) => view.build());
+    if (rest.length > AT_ONCE) idle().then(() => this.buildSome());
   }
 
   rawText() {
