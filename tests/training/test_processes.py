@@ -1,7 +1,4 @@
-"""Two processes on one run, on the CPU.
-
-``accelerate launch`` starts several on GPUs only; on the CPU it is ``torchrun``, which it calls.
-"""
+"""Two processes on one run, on the CPU, by ``accelerate launch``."""
 
 import os
 import subprocess
@@ -52,9 +49,17 @@ def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     (folder / "both.py").write_text(SCRIPT)
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    # Without --multi_gpu it starts one process where there is no GPU; port 0 is any free one.
+    launch = ("--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
     done = subprocess.run(
-        [sys.executable, *launch, str(folder / "both.py"), str(folder)],
+        [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            *launch,
+            str(folder / "both.py"),
+            str(folder),
+        ],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
