@@ -52,11 +52,6 @@ def lokr(name, shape, generator, first="full", second="factors"):
             "lokr_w2_a": (inner[0], 2),
             "lokr_w2_b": (2, inner[1] * math.prod(kernel)),
         },
-        "tucker": {
-            "lokr_w2_a": (2, inner[0]),
-            "lokr_w2_b": (2, inner[1]),
-            "lokr_t2": (2, 2, *kernel),
-        },
     }[second]
     tensors = {
         f"{name}.{role}": torch.randn(tuple(size), generator=generator) * 0.3
@@ -131,7 +126,6 @@ FORMS = {
     "lokr": (lokr, {}),
     "lokr full": (lokr, {"second": "full"}),
     "lokr both of factors": (lokr, {"first": "factors"}),
-    "lokr tucker": (lokr, {"second": "tucker"}),
     "oft": (oft, {}),
     "boft": (boft, {}),
 }
