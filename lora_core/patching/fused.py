@@ -76,9 +76,8 @@ class FusedUpdate:
 
         ``values`` is float32.
         """
-        for view, first, last in self._overlaps(start, start + values.shape[0]):
-            view.add_to(values[first - start : last - start], first)
-        return values
+        rows, columns = values.shape
+        return values.add_(self.delta(start, start + rows, columns, values))
 
     def delta(self, start: int, stop: int, columns: int, base: Tensor | None = None) -> Tensor:
         """Rows ``start`` to ``stop`` of the delta, ``(stop - start, columns)``, float32.
@@ -95,8 +94,8 @@ class FusedUpdate:
             return parts[0][1]
         shape = (stop - start, columns)
         delta = self.views[0].example.new_full(shape, -0.0)  # x + -0.0 is x, for both zeros
-        for here, rows in parts:
-            delta[here] = rows
+        for here, rows in parts:  # one LoRA may name a part of the rows, another all of them
+            delta[here] += rows
         return delta
 
     def _overlaps(self, start: int, stop: int) -> Iterator[tuple[View, int, int]]:

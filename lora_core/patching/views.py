@@ -47,15 +47,6 @@ class View:
     row_gain: Tensor | None = None
     column_gain: Tensor | None = None
 
-    def add_to(self, values: Tensor, first: int) -> None:
-        """Add the delta's rows, from storage row ``first`` on, to ``values``.
-
-        Not ``addmm``: whether its bits are those of a product and a sum depends on the BLAS, the
-        shape and the processor, and ``delta`` is added elsewhere.
-        """
-        start = first - self.start
-        values.add_(self.delta(slice(start, start + values.shape[0]), values))
-
     def delta(self, rows: slice, base: Tensor | None = None) -> Tensor:
         """The delta of ``rows``, counted from ``start``; may be a view.
 

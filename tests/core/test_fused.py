@@ -79,6 +79,7 @@ VIEWS = {
     "1x1 convolution": [((96, 80, 1, 1), None, False)],
     "3x3 convolution": [((48, 16, 3, 3), None, False)],
     "fused rows": [((64, 96), (64 * i, 64 * i + 64), False) for i in range(3)],
+    "rows beside all rows": [((64, 96), (64, 128), False), ((192, 96), None, False)],
     "transposed": [((80, 128), None, True)],
 }
 
