@@ -221,7 +221,7 @@ def test_core_computes_with_the_file_what_the_trainer_computed(runs, comfy):
             for each in factors:
                 torch.nn.init.normal_(each.up, std=0.02)
             trained = model.predict(noisy, times, conditions)
-            modules = pack.run.modules_of(model, factors)
+            modules = [each.learnt() for each in factors]
             pack.export.export(modules, model.table, path, "kohya", "fp32", {}, overwrite=True)
     with torch.inference_mode():
         loaded, _ = nodes.LoraLoader().load_lora(runs.model, runs.clip, path.name, 1.0, 0.0)

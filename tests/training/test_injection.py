@@ -113,7 +113,7 @@ def test_ejected_is_the_bare_model_for_a_while():
             each.up.fill_(0.5)
         changed = answer(model)
         assert not torch.equal(changed, before)
-        with ejected(model.parts, factors):
+        with ejected(factors):
             assert torch.equal(answer(model), before)
         assert torch.equal(answer(model), changed)
 
