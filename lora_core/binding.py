@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .errors import LoraError, NothingMatchedError, ShapeMismatchError
+from .factors import ROTATIONS, delta_shape, is_flat, plain_kind
 from .formats.suffixes import BFL_CONTROL
-from .lora import Lora, LoraModule, Part
+from .lora import Lora
 from .models.target import ModuleTargets, Target
+from .modules import LoraModule, Part
 from .refusals import file_not_supported, modules_not_supported, part_not_supported
 
 USED = "used"
@@ -20,6 +22,8 @@ NOT_USED_HERE = "not used here"
 UNKNOWN = "unknown name"
 
 _FIRST_CONVOLUTION = "input_blocks.0.0.weight"
+# Not of DoRA: the norms of a padded weight are not those that were trained.
+_PADDED = ("lora", "diff", "norm")
 _TEXT_ENCODER_NAMES = (
     *("lora_te", "lora_prior_te", "oft_te", "text_encoder", "text_model.", "encoder.layers."),
     *("clip_l.", "clip_g.", "clip_h.", "base_model.model.text_model.", "text_projection"),
@@ -233,7 +237,9 @@ def _bound(
         return BoundPart(module, part, None, UNMATCHED, f"the module has no {part.of}")
     if not _fits(lora, part, target):
         if _widens(lora, module, part, target):
-            shapes = f"from {list(target.shape)} to {list(_delta_shape(lora, part))}"
+            shapes = (
+                f"from {list(target.shape)} to {list(_trimmed(delta_shape(_shapes(lora, part))))}"
+            )
             reason = f"a weight must grow {shapes} (reshape_weight), which is not supported yet"
             return BoundPart(module, part, None, UNSUPPORTED, reason)
         reason = f"{_described(lora, part)}, weight {list(target.shape)}"
@@ -249,17 +255,24 @@ def is_text_encoder_key(lora_key: str) -> bool:
 def _fits(lora: Lora, part: Part, target: Target | None) -> bool:
     """Whether the factors make a delta of the target's shape.
 
-    Trailing ones do not count: linear and 1x1-convolution factors are interchangeable. A flat
-    ``down`` ``(rank, in * kernel)`` of a kernel fits too: ComfyUI's TrainLoraNode writes it.
+    Trailing ones do not count: linear and 1x1-convolution factors are interchangeable. Flat
+    factors ``(rank, in * kernel)`` of a kernel fit too: LyCORIS and ComfyUI's TrainLoraNode write
+    them.
     """
     if target is None:
         return False
-    delta, wanted = _delta_shape(lora, part), _trimmed(target.shape)
+    shapes = _shapes(lora, part)
+    if part.kind in ROTATIONS:
+        blocks = shapes["oft_blocks"]
+        return target.shape[0] == blocks[-3] * blocks[-1]
+    if part.axis is not None and math.prod(shapes["magnitude"]) != target.shape[part.axis]:
+        return False
+    delta, wanted = _trimmed(delta_shape(shapes)), _trimmed(target.shape)
     if delta == wanted:
         return True
-    if "down" in part.keys and len(delta) == 2 and part.axis != 1:
-        return "mid" not in part.keys and delta == (wanted[0], math.prod(wanted[1:]))
-    if part.kind == "dora":  # the norms of a padded weight are not those that were trained
+    if len(delta) == 2 and is_flat(shapes):
+        return delta == (wanted[0], math.prod(wanted[1:]))
+    if part.kind not in _PADDED:
         return False
     can_pad = target.canonical == _FIRST_CONVOLUTION and len(delta) == len(wanted)
     return can_pad and delta[1] < wanted[1] and delta[:1] + delta[2:] == wanted[:1] + wanted[2:]
@@ -275,17 +288,12 @@ def _widens(lora: Lora, module: LoraModule, part: Part, target: Target) -> bool:
     )
     if not is_meant or "down" not in part.keys:
         return False
-    delta, stored = _delta_shape(lora, part), target.shape
+    delta, stored = delta_shape(_shapes(lora, part)), target.shape
     return delta[0] >= stored[0] and math.prod(delta) > math.prod(stored)
 
 
-def _delta_shape(lora: Lora, part: Part) -> tuple[int, ...]:
-    if "down" in part.keys:
-        up, down = lora.shape(part.keys["up"]), lora.shape(part.keys["down"])
-        kernel = lora.shape(part.keys["mid"])[2:] if "mid" in part.keys else down[2:]
-        return _trimmed((up[0], down[1], *kernel))
-    (key,) = part.keys.values()
-    return _trimmed(lora.shape(key))
+def _shapes(lora: Lora, part: Part) -> dict[str, tuple[int, ...]]:
+    return {role: lora.shape(key) for role, key in part.keys.items()}
 
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -302,7 +310,10 @@ _ROLES_OF_FACTORS = ("alpha", "reshape_weight")
 _RULES: Mapping[str, str] = {
     "lora": "scale * up @ down",
     "tucker": "scale * up @ (mid x down)",
-    "dora": "magnitude * (W0 + scale * up @ down) / its norm",
+    "loha": "scale * (w1_a @ w1_b) * (w2_a @ w2_b)",
+    "lokr": "scale * kron(w1, w2)",
+    "oft": "blocks of outputs, each turned",
+    "boft": "blocks of outputs, turned in stages",
     "lora-bias": "bias += scale * up_bias",
     "diff": "+= diff",
     "norm": "+= diff",
@@ -316,23 +327,30 @@ def _row(
     if problem is not None:
         return TensorRow(key, module.lora_key, role, None, "", None, UNSUPPORTED, problem)
     own = [b for b in bounds if role in b.part.keys] or (
-        [b for b in bounds if "down" in b.part.keys] if role in _ROLES_OF_FACTORS else []
+        [b for b in bounds if b.part.kind == module.kind] if role in _ROLES_OF_FACTORS else []
     )
     if not own:
         reason = f"{role} has no effect on a full difference"
         return TensorRow(key, module.lora_key, role, None, "", None, UNMATCHED, reason)
     bound = own[0]
-    is_tucker = "mid" in bound.part.keys and bound.part.kind == "lora"
     return TensorRow(
         key,
         module.lora_key,
         role,
         bound.target.target_key if bound.target else None,
-        _RULES["tucker" if is_tucker else bound.part.kind],
+        _rule(bound.part),
         module.scale,
         bound.verdict,
         bound.reason,
     )
+
+
+def _rule(part: Part) -> str:
+    kind = plain_kind(part.kind)
+    change = _RULES["tucker" if "mid" in part.keys else kind]
+    if part.axis is not None:
+        return f"magnitude * (W0 + {change}) / its norm"
+    return f"{change}, times rescale" if "rescale" in part.keys else change
 
 
 def _unknown_row(lora: Lora, key: str) -> TensorRow:

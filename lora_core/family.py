@@ -1,12 +1,13 @@
 """Which base a LoRA was made for: the one whose weights its names and shapes fit best."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .binding import USED, bind
-from .lora import Lora, LoraModule
+from .lora import Lora
 from .models import BASES, ModelTable, table_for_base
+from .modules import LoraModule
 
 _LATER_MARKS = {
     "flux": ("double_blocks", "single_blocks", "single_transformer_blocks"),
@@ -81,23 +82,7 @@ def _fit(lora: Lora, module: LoraModule, table: ModelTable) -> bool | None:
 
 def _size(lora: Lora, module: LoraModule) -> tuple[int, int] | None:
     """Rows and columns of a module's delta, as far as its factors show them."""
-    sides = list(_factor_sides(module.keys))
-    if not sides or any("_t" in role for role in module.keys):  # a Tucker core swaps the axes
+    if not {"up", "down"} <= set(module.keys):
         return None
-    left = [lora.shape(first) for first, _ in sides]
-    right = [lora.shape(last) for _, last in sides]
-    if any(len(shape) < 2 for shape in (*left, *right)):
-        return None
-    return math.prod(shape[0] for shape in left), math.prod(math.prod(s[1:]) for s in right)
-
-
-def _factor_sides(keys: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield the tensors that give rows and columns; the sizes of several pairs multiply."""
-    for first, last in (("up", "down"), ("hada_w1_a", "hada_w1_b")):
-        if first in keys and last in keys:
-            yield keys[first], keys[last]
-    for side in ("lokr_w1", "lokr_w2"):
-        if side in keys:
-            yield keys[side], keys[side]
-        elif f"{side}_a" in keys and f"{side}_b" in keys:
-            yield keys[f"{side}_a"], keys[f"{side}_b"]
+    up, down = (lora.shape(module.keys[role]) for role in ("up", "down"))
+    return (up[0], math.prod(down[1:])) if len(up) > 1 and len(down) > 1 else None

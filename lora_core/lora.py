@@ -2,8 +2,7 @@
 
 import json
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
 from functools import cached_property
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -11,19 +10,18 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from .adapters import Adapter, DiffAdapter, DoraAdapter, LoraAdapter
-from .adapters.dora import magnitude_axis
+from .adapters import Adapter, DiffAdapter
 from .errors import DamagedFileError, LoraError
+from .factors import adapter_of
 from .files.memory_file import MemoryFile
 from .files.tensor_file import TensorFile, open_tensor_file
 from .formats.peft_config import PeftConfig, parse_header_configs, parse_peft_config
 from .formats.suffixes import Role, split_key
+from .modules import LoraModule, Part, module_of
 
 CONTROL_LORA = "Control-LoRA: a ControlNet in LoRA form"
 NUMBERED = "cloneofsimo file: its keys are numbers in traversal order, not module names"
 _CONTROL_LORA_KEY = "lora_controlnet"
-_EITHER_AXIS = ".dora_scale"
-"""The one name of magnitudes whose writers know both axes."""
 _PEFT_CONFIG = "adapter_config.json"
 _FOLDER_FILES = (
     "adapter_model.safetensors",
@@ -31,57 +29,6 @@ _FOLDER_FILES = (
     "pytorch_lora_weights.safetensors",
     "pytorch_lora_weights.bin",
 )
-_PEFT_PREFIXES = ("base_model.model.", "unet.", "transformer.", "text_encoder.", "text_encoder_2.")
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The tensors of one module that change one parameter.
-
-    Attributes:
-        of: ``"weight"`` or ``"bias"``.
-        kind: ``"lora"``, ``"dora"``, ``"diff"``, ``"norm"`` or ``"lora-bias"``.
-        keys: Role to tensor name.
-        axis: Of a DoRA, the channels its magnitudes belong to: 0 outputs, 1 inputs; else None.
-    """
-
-    of: str
-    kind: str
-    keys: Mapping[str, str]
-    axis: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LoraModule:
-    """All tensors of a file that share a module key.
-
-    Attributes:
-        lora_key: Name in the file without the suffix.
-        kind: Adapter kind shown to the user; ``"lora"``, ``"dora"``, ``"diff"``, ``"norm"``, or
-            one that is recognised but not supported.
-        keys: Role to tensor name, every tensor of the module.
-        parts: What can be applied; empty when ``problem`` says why not.
-        rank: Rows of ``down``, None for kinds without factors.
-        alpha: Stored or configured alpha in the unit of rank, None when there is none.
-        problem: Why the module cannot be applied, or None.
-        notes: Facts a user may be surprised by.
-    """
-
-    lora_key: str
-    kind: str
-    keys: Mapping[str, str]
-    parts: tuple[Part, ...] = ()
-    rank: int | None = None
-    alpha: float | None = None
-    problem: str | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def scale(self) -> float | None:
-        """``alpha / rank``, 1 when there is no alpha or alpha is 0; None without factors."""
-        if self.rank is None:
-            return None
-        return self.alpha / self.rank if self.alpha else 1.0
 
 
 class Lora:
@@ -142,11 +89,9 @@ class Lora:
         tensors = {role: tensor for role, tensor in held.items() if tensor is not None}
         if len(tensors) < len(held):
             tensors = self._read(part)
-        if "down" in tensors:
-            low = LoraAdapter(tensors["down"], tensors["up"], tensors.get("mid"), module.alpha)
-            return low if part.axis is None else DoraAdapter(low, tensors["magnitude"], part.axis)
-        (tensor,) = tensors.values()
-        return DiffAdapter(tensor, (module.scale or 1.0) if "up_bias" in part.keys else 1.0)
+        if "up_bias" in tensors:
+            return DiffAdapter(tensors["up_bias"], module.scale or 1.0)
+        return adapter_of(tensors, part.axis, module.alpha, module.rank)
 
     def _read(self, part: Part) -> dict[str, Tensor]:
         """The tensors of a part by role, from the file."""
@@ -266,8 +211,13 @@ def _parse(
     _join_strays(grouped)
     alphas = _read_alphas(name, file, grouped)
     modules = {
-        module_key: _module(
-            module_key, roles, file, alphas, _config_for(module_key, configs), clashes
+        module_key: module_of(
+            module_key,
+            roles,
+            file,
+            alphas,
+            _config_for(module_key, configs),
+            clashes.get(module_key),
         )
         for module_key, roles in grouped.items()
     }
@@ -328,135 +278,3 @@ def _bad_alpha(name: str, key: str, got: object) -> DamagedFileError:
 def _config_for(module_key: str, configs: Mapping[str, PeftConfig]) -> PeftConfig | None:
     prefix = module_key.partition(".")[0]
     return configs.get(prefix) or configs.get("")
-
-
-def _module(
-    lora_key: str,
-    roles: Mapping[Role, str],
-    file: TensorFile,
-    alphas: Mapping[str, float],
-    config: PeftConfig | None,
-    clashes: Mapping[str, str],
-) -> LoraModule:
-    keys = {role.name: key for role, key in roles.items()}
-    kind = _kind(roles)
-    problem = clashes.get(lora_key) or _problem(kind, keys) or _factor_problem(keys, file)
-    if problem is None and config is not None and kind in ("lora", "dora"):
-        problem = config.unsupported
-    if problem is not None:
-        return LoraModule(lora_key, kind, keys, problem=problem)
-    rank = file.tensors[keys["down"]].shape[0] if "down" in keys else None
-    alpha = alphas[keys["alpha"]] if "alpha" in keys else None
-    if alpha is None and rank is not None and config is not None:
-        alpha = config.alpha_of(_without_prefix(lora_key), rank)
-    axis = _magnitude_axis(keys, file) if kind == "dora" else None
-    notes = tuple(_notes(keys, file, alpha, axis))
-    return LoraModule(lora_key, kind, keys, _parts(keys, axis), rank, alpha, None, notes)
-
-
-def _notes(
-    keys: Mapping[str, str], file: TensorFile, alpha: float | None, axis: int | None
-) -> Iterator[str]:
-    if alpha == 0:
-        yield "alpha is 0: read as alpha = rank, as kohya does"
-    if axis == 0:
-        yield "DoRA by output channel: ComfyUI's own loader takes another norm than was trained"
-        name = keys["magnitude"]
-        is_flat = name.endswith(_EITHER_AXIS) and len(file.tensors[name].shape) == 1
-        if is_flat and file.tensors[keys["down"]].shape[1] == file.tensors[keys["up"]].shape[0]:
-            yield "flat DoRA magnitudes of square weights are read as of output channels"
-
-
-def _without_prefix(lora_key: str) -> str:
-    for prefix in _PEFT_PREFIXES:
-        lora_key = lora_key.removeprefix(prefix)
-    return lora_key
-
-
-def _kind(roles: Iterable[Role]) -> str:
-    """The most specific kind among the roles; a LoRA with magnitudes is a DoRA."""
-    names, kinds = {role.name for role in roles}, {role.kind for role in roles} - {"shared"}
-    exotic = sorted(kinds - {"lora", "diff", "norm"})
-    if exotic:
-        return exotic[0]
-    if "magnitude" in names and kinds:
-        return "dora"
-    return next((kind for kind in ("lora", "diff", "norm") if kind in kinds), "unknown")
-
-
-def _problem(kind: str, keys: Mapping[str, str]) -> str | None:
-    if kind == "unknown":
-        return "no factors stand beside " + ", ".join(keys.values())
-    if kind == "set":
-        return "set_weight, which replaces a whole weight, is not supported yet"
-    if kind not in ("lora", "dora", "diff", "norm"):
-        return f"{kind} modules are not supported yet"
-    if "scale_override" in keys:
-        return "a .scale tensor that replaces alpha / rank is not supported yet"
-    missing = {"down", "up"} - set(keys)
-    if kind in ("lora", "dora") and missing:
-        return f"the {' and '.join(sorted(missing))} factor is missing"
-    return None
-
-
-def _factor_problem(keys: Mapping[str, str], file: TensorFile) -> str | None:
-    """Why the tensors of one module are no factors or do not fit each other, or None."""
-    for role, key in keys.items():
-        dtype = file.tensors[key].dtype
-        if role not in ("alpha", "reshape_weight") and not dtype.is_floating_point:
-            return f"the {role} tensor holds {dtype} numbers"
-    if "down" not in keys:
-        return None
-    down, up = file.tensors[keys["down"]].shape, file.tensors[keys["up"]].shape
-    if len(down) < 2 or len(up) < 2 or 0 in down or 0 in up:
-        return f"the factors are not matrices: down {list(down)}, up {list(up)}"
-    if down[0] != up[1]:
-        return f"'down' and 'up' disagree on the rank: down {list(down)}, up {list(up)}"
-    if any(size != 1 for size in up[2:]):
-        return f"an up factor with a kernel is not known from any writer: up {list(up)}"
-    if "mid" in keys:
-        mid = file.tensors[keys["mid"]].shape
-        if mid[:2] != (down[0], down[0]) or any(size != 1 for size in down[2:]):
-            return f"the Tucker core does not fit: down {list(down)}, mid {list(mid)}"
-    if "magnitude" in keys and _magnitude_axis(keys, file) is None:
-        magnitude = list(file.tensors[keys["magnitude"]].shape)
-        return (
-            f"the DoRA magnitudes {magnitude} are neither one per output nor one per input: "
-            f"down {list(down)}, up {list(up)}"
-        )
-    return None
-
-
-def _magnitude_axis(keys: Mapping[str, str], file: TensorFile) -> int | None:
-    """Which channels the magnitudes of a module belong to; see ``magnitude_axis``."""
-    name = keys["magnitude"]
-    outputs, inputs = file.tensors[keys["up"]].shape[0], file.tensors[keys["down"]].shape[1]
-    shape = file.tensors[name].shape
-    return magnitude_axis(shape, outputs, inputs, name.endswith(_EITHER_AXIS))
-
-
-_PARTS = {
-    "down": ("weight", "lora"),
-    "up": ("weight", "lora"),
-    "mid": ("weight", "lora"),
-    "up_bias": ("bias", "lora-bias"),
-    "diff": ("weight", "diff"),
-    "diff_b": ("bias", "diff"),
-    "w_norm": ("weight", "norm"),
-    "b_norm": ("bias", "norm"),
-}
-
-
-def _parts(keys: Mapping[str, str], axis: int | None) -> tuple[Part, ...]:
-    """The parts of a module, in the order of their first tensor; a DoRA's factors with ``axis``."""
-    grouped: dict[tuple[str, str], dict[str, str]] = {}
-    for role, key in keys.items():
-        place = _PARTS.get(role)
-        if place is not None:
-            grouped.setdefault(place, {})[role] = key
-    return tuple(
-        Part(of, "dora", {**roles, "magnitude": keys["magnitude"]}, axis)
-        if kind == "lora" and axis is not None
-        else Part(of, kind, roles)
-        for (of, kind), roles in grouped.items()
-    )

@@ -8,17 +8,18 @@ from torch import Tensor
 
 from .adapters import Adapter, DoraAdapter
 from .binding import Binding
+from .factors import ROTATIONS
 from .models.blocks import block_of, block_rank
 from .models.target import Target
-from .patching.fused import fuse
+from .patching.fused import fuse, row_chunks
 from .stack import StackItem, Term, plan_of_bound
 
 
 def block_norms(item: StackItem, binding: Binding) -> dict[str, float]:
     """Frobenius norm of what a LoRA adds to each block, at its strengths and weighting.
 
-    Reads every factor; a product of two factors is never made. Of a DoRA its product is counted
-    alone: what its magnitudes change depends on the base weight.
+    Reads every factor; a product of two factors is never made whole. Of a DoRA its change before
+    the norm is taken is counted alone, and OFT not at all: they depend on the base weight.
 
     Args:
         item: The LoRA.
@@ -34,7 +35,9 @@ def block_norms(item: StackItem, binding: Binding) -> dict[str, float]:
     """
     squares: dict[str, float] = defaultdict(float)
     for terms in plan_of_bound(((item, binding),)).terms.values():
-        squares[_label(terms[0].target)] += _squared_norm(terms)
+        counted = [term for term in terms if term.part.kind not in ROTATIONS]
+        if counted:
+            squares[_label(terms[0].target)] += _squared_norm(counted)
     return {block: math.sqrt(squares[block]) for block in sorted(squares, key=_rank)}
 
 
@@ -48,14 +51,16 @@ def _rank(block: str) -> tuple[bool, tuple[int, str, int]]:
 
 def _squared_norm(terms: Sequence[Term]) -> float:
     """Of one storage's whole delta."""
-    shape = terms[0].target.shape
+    target = terms[0].target
+    shape = target.shape[::-1] if target.transposed else target.shape
     update = fuse(terms, shape, _product)
     total = 0.0
     for view in update.views:
         if not view.dense and view.up is not None and view.down is not None:
             total += float((_gram(view.up.T) * _gram(view.down)).sum())
         else:
-            total += float(view.delta(slice(None)).double().square().sum())
+            for start, stop in row_chunks((view.stop - view.start, *shape[1:])):
+                total += float(view.delta(slice(start, stop)).double().square().sum())
     return max(total, 0.0)
 
 

@@ -4,16 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from .errors import UnsupportedFormatError
-from .lora import CONTROL_LORA, NUMBERED, Lora, LoraModule
+from .lora import CONTROL_LORA, NUMBERED, Lora
+from .modules import LoraModule
 
-# Read in ComfyUI 0.30; of OFT only under the suffix given, PEFT's is passed over.
-_KINDS_OF_COMFYUI = {
-    "loha": "",
-    "lokr": "",
-    "glora": "",
-    "set": "",
-    "oft": ".oft_blocks",
-}
+_KINDS_OF_COMFYUI = ("glora", "set")
+"""Read in ComfyUI 0.30 and not here."""
 _WHOLE_FILES = {
     CONTROL_LORA: "put it into ComfyUI's folder controlnet and load it with its Load ControlNet "
     "Model node.",
@@ -41,8 +36,8 @@ def modules_not_supported(lora: Lora, modules: Sequence[LoraModule]) -> Unsuppor
         f"{lora.name} cannot be applied: {modules[0].problem}.",
         {"Modules": ", ".join(f"{n} {kind}" for kind, n in kinds.items())},
         _WITH_COMFYUI
-        if all(map(_is_read_by_comfyui, modules))
-        else "use a file of LoRA, LoCon, DoRA, diff or norm modules.",
+        if all(module.kind in _KINDS_OF_COMFYUI for module in modules)
+        else "use a file of LoRA, LoCon, LoHa, LoKr, DoRA, OFT, diff or norm modules.",
     )
 
 
@@ -53,8 +48,3 @@ def part_not_supported(
     return UnsupportedFormatError(
         f"{lora.name} cannot be applied: {reason}.", {"Module": module.lora_key}, _WITH_COMFYUI
     )
-
-
-def _is_read_by_comfyui(module: LoraModule) -> bool:
-    suffix = _KINDS_OF_COMFYUI.get(module.kind)
-    return suffix is not None and any(key.endswith(suffix) for key in module.keys.values())

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from .binding import Binding, BoundPart, NameTable, bind
 from .errors import LoraError
-from .lora import Lora, LoraModule, Part
+from .lora import Lora
 from .models.target import Target
+from .modules import LoraModule, Part
 from .weighting import Weighting
 
 STRENGTH_LIMIT = 100.0

@@ -4,6 +4,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from .matrices import Matrix
+
 
 class ThinFactors(NamedTuple):
     """A delta in factored form: ``up @ down``, float32, scale not included.
@@ -28,8 +30,15 @@ class Adapter(Protocol):
     def to(self, device: object) -> "Adapter":
         """The same adapter with its tensors copied to ``device``, in their stored dtypes."""
 
-    def thin(self, shape: tuple[int, ...]) -> ThinFactors | None:
-        """Factors for a base weight of ``shape``, or None when the kind has no thin form."""
-
     def delta(self, base_weight: Tensor) -> Tensor:
         """The full update, shape of ``base_weight``, float32, scale included."""
+
+
+class Additive(Adapter, Protocol):
+    """An adapter whose update does not depend on the base weight."""
+
+    def to(self, device: object) -> "Additive":
+        """See ``Adapter``."""
+
+    def matrix(self, shape: tuple[int, ...]) -> Matrix:
+        """The update of a weight of ``shape``, flattened from dimension 1, scale not included."""

@@ -1,8 +1,11 @@
 """Full difference: the stored tensor is the delta."""
 
+import math
 from dataclasses import dataclass, replace
 
 from torch import Tensor
+
+from .matrices import Full
 
 
 @dataclass(frozen=True)
@@ -26,18 +29,19 @@ class DiffAdapter:
         """The same adapter with its tensor copied to ``device``."""
         return replace(self, diff=self.diff.to(device=device, copy=True))  # type: ignore[call-overload]
 
-    def thin(self, shape: tuple[int, ...]) -> None:
-        """A full difference has no thin form."""
-        return
-
-    def delta(self, base_weight: Tensor) -> Tensor:
-        """The full update in float32, shape of ``base_weight``.
+    def matrix(self, shape: tuple[int, ...]) -> Full:
+        """The difference without scale.
 
         A diff with fewer input channels than the weight is padded with zeros.
         """
-        diff, shape = self.diff.float(), base_weight.shape
-        if diff.numel() != base_weight.numel():
+        diff = self.diff.float()
+        if diff.numel() != math.prod(shape):
             padded = diff.new_zeros(shape)
             padded[:, : diff.shape[1]] = diff
             diff = padded
-        return self.scale * diff.reshape(shape)
+        return Full(diff.reshape(shape[0], -1))
+
+    def delta(self, base_weight: Tensor) -> Tensor:
+        """The full update in float32, shape of ``base_weight``."""
+        shape = tuple(base_weight.shape)
+        return self.scale * self.matrix(shape).values.reshape(shape)

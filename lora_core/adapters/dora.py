@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .lora import LoraAdapter
+from .base import Additive
 
 NORM_EPS = torch.finfo(torch.float32).eps
 """Added to every norm, as LyCORIS and ComfyUI do for float32 weights; PEFT adds nothing."""
@@ -18,19 +18,20 @@ class DoraAdapter:
 
     ``magnitude`` has one number per output channel (``axis`` 0) or input channel (``axis`` 1),
     with any dimensions of size 1 beside it; the norm is taken over all other dimensions of ``V``,
-    in float32. Strength m gives ``base_weight + m * (W - base_weight)``.
+    in float32. Strength m gives ``base_weight + m * (W - base_weight)``. ``change`` is
+    mostly a LoRA; LyCORIS trains magnitudes over LoHa and LoKr too.
 
     Source: arXiv:2402.09353, eq. 5; PEFT and LyCORIS since April 2025 write axis 0, older LyCORIS
     and OneTrainer axis 1.
     """
 
-    change: LoraAdapter
+    change: Additive
     magnitude: Tensor
     axis: int
 
     @property
     def scale(self) -> float:
-        """``alpha / rank`` of the change, which is scaled before the norm is taken."""
+        """That of the change, which is scaled before the norm is taken."""
         return self.change.scale
 
     def tensors(self) -> tuple[Tensor, ...]:
@@ -41,10 +42,6 @@ class DoraAdapter:
         """The same adapter with its tensors copied to ``device``."""
         magnitude = self.magnitude.to(device=device, copy=True)  # type: ignore[call-overload]
         return replace(self, change=self.change.to(device), magnitude=magnitude)
-
-    def thin(self, shape: tuple[int, ...]) -> None:
-        """Thin factors depend on the base weight; ``patching.magnitudes`` makes them."""
-        return
 
     def delta(self, base_weight: Tensor) -> Tensor:
         """``W - base_weight`` in float32, shape of ``base_weight``."""

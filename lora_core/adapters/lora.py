@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .base import ThinFactors
+from .matrices import Product
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,10 @@ class LoraAdapter:
             padded[:, : down.shape[1]] = down
             down = padded
         return ThinFactors(up, down.flatten(1))
+
+    def matrix(self, shape: tuple[int, ...]) -> Product:
+        """The product without scale."""
+        return Product(*self.thin(shape))
 
     def delta(self, base_weight: Tensor) -> Tensor:
         """The full update in float32, shape of ``base_weight``."""

@@ -10,32 +10,48 @@ from typing import Any
 from ..errors import DamagedFileError, UnsupportedFormatError
 
 HEADER_KEY = "lora_adapter_metadata"
+_KINDS = ("LORA", "LOHA", "LOKR")
 _REGEX_CHARACTERS = frozenset("*+?[](){}|\\$")
 
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """The fields of a PEFT ``LoraConfig`` that decide the scale.
+    """The fields of a PEFT ``LoraConfig``, ``LoHaConfig`` or ``LoKrConfig`` that decide the scale.
 
-    ``lora_alpha`` is in the unit of rank; ``alpha_pattern`` overrides it by module name.
-    Source: peft ``LoraConfig`` and ``get_pattern_key`` (0.21).
+    ``alpha`` is in the unit of rank; ``alpha_pattern`` overrides it by module name, as
+    ``rank_pattern`` does ``rank``.
+    Source: peft ``LoraConfig``, ``LycorisConfig`` and ``get_pattern_key`` (0.21).
     """
 
-    lora_alpha: float | None = None
+    alpha: float | None = None
     use_rslora: bool = False
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     unsupported: str | None = None
+    kind: str = "LORA"
+    rank: float | None = None
+    rank_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def problem_for(self, kind: str) -> str | None:
+        """Why a module of a kind, as PEFT names kinds, cannot be applied, or None."""
+        if self.unsupported is None and kind != self.kind:
+            return f"the config beside it is of PEFT type {self.kind}"
+        return self.unsupported
+
+    def rank_of(self, module_key: str) -> int | None:
+        """The rank that a LoKr of two full matrices was given."""
+        rank = _by_name(self.rank_pattern, module_key, self.rank)
+        return None if rank is None or self.kind != "LOKR" else int(rank)
 
     def alpha_of(self, module_key: str, rank: int) -> float | None:
         """Alpha such that ``alpha / rank`` is the scale, or None when the config has none."""
-        alpha = self.lora_alpha
-        for pattern, value in self.alpha_pattern.items():
-            if _names(pattern, module_key):
-                alpha = value
-                break
+        alpha = _by_name(self.alpha_pattern, module_key, self.alpha)
         if alpha is None:
             return None
         return alpha * rank**0.5 if self.use_rslora else alpha
+
+
+def _by_name(patterns: Mapping[str, float], module_key: str, default: float | None) -> float | None:
+    return next((v for pattern, v in patterns.items() if _names(pattern, module_key)), default)
 
 
 def _names(pattern: str, module_key: str) -> bool:
@@ -49,32 +65,43 @@ def parse_peft_config(fields: Mapping[str, Any], where: str) -> PeftConfig:
 
     Raises:
         DamagedFileError: a field has the wrong type.
-        UnsupportedFormatError: ``alpha_pattern`` uses regular expressions.
+        UnsupportedFormatError: a pattern of names uses regular expressions.
     """
-    pattern = fields.get("alpha_pattern") or {}
+    kind = str(fields.get("peft_type", "LORA"))
+    alpha = "lora_alpha" if kind == "LORA" else "alpha"
+    is_lokr = kind == "LOKR"
+    return PeftConfig(
+        alpha=_number(fields.get(alpha), alpha, where),
+        use_rslora=bool(fields.get("use_rslora", False)),
+        alpha_pattern=_pattern(fields, "alpha_pattern", where),
+        unsupported=_unsupported(fields),
+        kind=kind,
+        rank=_number(fields.get("r"), "r", where) if is_lokr else None,
+        rank_pattern=_pattern(fields, "rank_pattern", where) if is_lokr else {},
+    )
+
+
+def _pattern(fields: Mapping[str, Any], key: str, where: str) -> dict[str, float]:
+    """Numbers by module name or its ending."""
+    pattern = fields.get(key) or {}
     if not isinstance(pattern, dict):
         raise DamagedFileError(
-            f"{where}: alpha_pattern is not an object.",
+            f"{where}: {key} is not an object.",
             {"Got": type(pattern).__name__},
             "restore the adapter_config.json that was saved with the file.",
         )
     for name in pattern:
         if _REGEX_CHARACTERS & set(name):
             raise UnsupportedFormatError(
-                f"{where}: alpha_pattern {name!r} is a regular expression.",
+                f"{where}: {key} {name!r} is a regular expression.",
                 {"Expected": "module names or their endings"},
                 "write the alphas into the file as <module>.alpha tensors.",
             )
-    return PeftConfig(
-        lora_alpha=_number(fields.get("lora_alpha"), "lora_alpha", where),
-        use_rslora=bool(fields.get("use_rslora", False)),
-        alpha_pattern={
-            name: value
-            for name, raw in pattern.items()
-            if (value := _number(raw, f"alpha_pattern {name!r}", where)) is not None
-        },
-        unsupported=_unsupported(fields),
-    )
+    return {
+        name: value
+        for name, raw in pattern.items()
+        if (value := _number(raw, f"{key} {name!r}", where)) is not None
+    }
 
 
 def _unsupported(fields: Mapping[str, Any]) -> str | None:
@@ -84,7 +111,7 @@ def _unsupported(fields: Mapping[str, Any]) -> str | None:
     if fields.get("fan_in_fan_out"):
         return "fan_in_fan_out adapters store transposed weights"
     kind = fields.get("peft_type", "LORA")
-    return None if kind == "LORA" else f"PEFT type {kind}"
+    return None if kind in _KINDS else f"PEFT type {kind}"
 
 
 def _number(value: object, name: str, where: str) -> float | None:

@@ -56,13 +56,18 @@ _OTHERS = {
         *("lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t1", "lokr_t2"),
     ),
     "glora": ("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"),
-    "oft": ("oft_blocks", "oft_diag", "rescale", "oft_R.weight", "oft_R.scaled_oft"),
-    "boft": ("boft_R", "boft_s"),
+    "oft": ("oft_blocks", "rescale"),
+    "oft_diag": ("oft_diag",),
+    "peft-oft": ("oft_R.weight", "oft_R.scaled_oft"),
+    "peft-boft": ("boft_R", "boft_s"),
     "ia3": ("ia3_l", "on_input"),
     "embedding": ("lora_embedding_A", "lora_embedding_B"),
     "tlora": ("q_layer.weight", "p_layer.weight", "lambda_layer"),
     "sparse_bias": ("bias_indices", "bias_values", "bias_size"),
 }
+
+_SCHEMES = {"loha": "lycoris", "lokr": "lycoris", "oft": "lycoris"}
+"""PEFT took LyCORIS' names of the first two."""
 
 SUFFIXES: Mapping[str, Role] = MappingProxyType(
     {
@@ -71,12 +76,17 @@ SUFFIXES: Mapping[str, Role] = MappingProxyType(
         for suffix, role in suffixes.items()
     }
     | {suffix: Role("shared", role, "") for suffix, role in _SHARED.items()}
-    | {suffix: Role(kind, suffix, kind) for kind, names in _OTHERS.items() for suffix in names}
+    | {
+        suffix: Role(kind, suffix, _SCHEMES.get(kind, kind))
+        for kind, names in _OTHERS.items()
+        for suffix in names
+    }
 )
 """Dotted suffix -> role, as kohya, LyCORIS, diffusers, PEFT and ComfyUI write them."""
 
 _PEFT_ADAPTER = re.compile(
-    r"\.(lora_A|lora_B|lora_magnitude_vector|lora_embedding_A|lora_embedding_B)"
+    r"\.(lora_A|lora_B|lora_magnitude_vector|lora_embedding_A|lora_embedding_B"
+    r"|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
     r"\.([^.]+)(\.weight|\.bias)?$"
 )
 _OLD_DIFFUSERS = re.compile(r"^(.+)_lora\.(down|up)\.weight$")

@@ -3,15 +3,17 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from ..adapters import Adapter, DoraAdapter
+from ..adapters import Adapter, Additive, DoraAdapter, OftAdapter
+from ..adapters.matrices import Matrix, Product
 from ..stack import Term
 from .kernels import calculating_for
 from .magnitudes import BaseRows, Magnitude
-from .views import View, joined
+from .views import Turn, View, joined
 
 CHUNK_ELEMENTS = 1 << 20
 """Elements per row chunk: the float32 temporary (4 MB) stays in the cache of two or more cores."""
@@ -53,10 +55,10 @@ class FusedUpdate:
     @property
     def depends_on_base(self) -> bool:
         """Whether ``measured`` must be called, and the base's rows given to ``delta``."""
-        return any(view.magnitudes or view.has_gain for view in self.views)
+        return any(view.needs_base or view.has_gain for view in self.views)
 
     def measured(self, base_rows: BaseRows, shape: tuple[int, ...]) -> "FusedUpdate":
-        """The update with its norms taken; reads the base once where there are magnitudes.
+        """The update with its norms taken and its turns made, for which the base is read once.
 
         Args:
             base_rows: Gives rows of the base, at most those of one row chunk.
@@ -65,12 +67,9 @@ class FusedUpdate:
         chunks = list(row_chunks(shape))
         return FusedUpdate(tuple(view.measured(base_rows, chunks) for view in self.views))
 
-    def ranks(self) -> tuple[tuple[int, int, int], ...]:
-        """Per row range: first row, stop row, columns of its factors."""
-        return tuple(
-            (view.start, view.stop, 0 if view.up is None else view.up.shape[1])
-            for view in self.views
-        )
+    def ranks(self) -> tuple[tuple[int, ...], ...]:
+        """Per row range: first row, stop row, columns of its factors, then other inner lengths."""
+        return tuple((view.start, view.stop, *view.inner) for view in self.views)
 
     def add_to(self, values: Tensor, start: int) -> Tensor:
         """Add the delta's rows from ``start`` on to ``values`` ``(rows, columns)``, in place.
@@ -94,8 +93,8 @@ class FusedUpdate:
             parts.append((here, view.delta(slice(first - view.start, last - view.start), own)))
         if len(parts) == 1 and parts[0][0] == slice(0, stop - start):
             return parts[0][1]
-        like = self.views[0].up if self.views[0].up is not None else self.views[0].dense[0]
-        delta = like.new_full((stop - start, columns), -0.0)  # x + -0.0 is x, for both zeros
+        shape = (stop - start, columns)
+        delta = self.views[0].example.new_full(shape, -0.0)  # x + -0.0 is x, for both zeros
         for here, rows in parts:
             delta[here] = rows
         return delta
@@ -130,47 +129,44 @@ def fuse(
 def _view(
     rows: tuple[int, int], terms: Iterable[Term], adapter_of: Callable[[Term], Adapter]
 ) -> View:
-    ups, downs, dense, magnitudes = [], [], [], []
+    products: list[Product] = []
+    dense: list[Matrix] = []
+    magnitudes, turns = [], []
     for term in terms:
         adapter = adapter_of(term)
         if isinstance(adapter, DoraAdapter):
             magnitudes.append(_magnitude(term, adapter))
-            continue
-        thin = adapter.thin(term.target.shape)
-        if thin is None:
-            dense.append(_dense(term, adapter))
-            continue
-        up, down = (thin.down.t(), thin.up.t()) if term.target.transposed else thin
-        coefficient = term.coefficient * adapter.scale
-        if up.shape[0] < down.shape[1]:
-            up = up * coefficient
+        elif isinstance(adapter, OftAdapter):
+            turns.append(Turn(adapter.rotation(term.coefficient), term.target.transposed))
         else:
-            down = down * coefficient
-        ups.append(up)
-        downs.append(down)
+            matrix = _matrix(term, cast(Additive, adapter), term.coefficient)
+            if isinstance(matrix, Product):
+                products.append(matrix)
+            else:
+                dense.append(matrix)
     return View(
         *rows,
-        up=joined(ups, dim=1),
-        down=joined(downs, dim=0),
+        up=joined([product.up for product in products], dim=1),
+        down=joined([product.down for product in products], dim=0),
         dense=tuple(dense),
         magnitudes=tuple(magnitudes),
+        turns=tuple(turns),
     )
 
 
 def _magnitude(term: Term, adapter: DoraAdapter) -> Magnitude:
-    up, down = adapter.change.thin(term.target.shape)
     norms, axis = adapter.magnitude.float().flatten(), adapter.axis
     if term.target.transposed:
-        up, down, axis = down.t(), up.t(), 1 - axis
-    return Magnitude(up * adapter.scale, down, norms, axis, term.coefficient)
+        axis = 1 - axis
+    return Magnitude(_matrix(term, adapter.change, 1.0), norms, axis, term.coefficient)
 
 
-def _dense(term: Term, adapter: Adapter) -> Tensor:
-    (first, *_) = adapter.tensors()
-    delta = adapter.delta(first.new_empty(()).expand(term.target.shape)) * term.coefficient
+def _matrix(term: Term, adapter: Additive, coefficient: float) -> Matrix:
+    """An update as its storage lies, scale and coefficient included."""
+    matrix: Matrix = adapter.matrix(term.target.shape)
     if term.target.transposed:
-        delta = delta.t()
-    return delta.reshape(delta.shape[0], -1)
+        matrix = matrix.transposed()
+    return matrix.scaled(coefficient * adapter.scale)
 
 
 def merged_rows(base: Tensor, update: FusedUpdate, start: int, dtype: torch.dtype) -> Tensor:

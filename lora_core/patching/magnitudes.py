@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.dora import NORM_EPS
+from ..adapters.matrices import Matrix, Product, Stretched
 
 BaseRows = Callable[[int, int], Tensor]
 """Gives rows ``start`` to ``stop`` of a storage's base, ``(rows, *)``, any float dtype."""
@@ -17,24 +18,22 @@ class Magnitude:
     """One DoRA of one row range of a storage, seen as the storage lies; float32.
 
     Attributes:
-        up: ``(rows, rank)``, alpha / rank included.
-        down: ``(rank, columns)``.
+        change: What the base gets before the norm is taken, alpha / rank included.
         norms: The trained norms: ``(rows,)`` for ``axis`` 0; for ``axis`` 1 one per input channel,
             each of ``columns / len(norms)`` neighbouring columns.
         axis: 0 rows, 1 columns.
         coefficient: Dimensionless strength.
     """
 
-    up: Tensor
-    down: Tensor
+    change: Matrix
     norms: Tensor
     axis: int
     coefficient: float
 
     def squares(self, base: Tensor, first: int) -> Tensor:
         """Sums of the squares of patched rows from ``first`` on, over the other axis."""
-        rows = self.up[first : first + base.shape[0]]
-        return torch.mm(rows, self.down).add_(base).square_().sum(1 - self.axis)
+        rows = self.change.rows(slice(first, first + base.shape[0]))
+        return torch.add(rows, base).square_().sum(1 - self.axis)
 
     def gains(self, squares: Sequence[Tensor]) -> Tensor:
         """Factor of each patched row ``(rows, 1)`` or column ``(1, columns)``.
@@ -44,22 +43,30 @@ class Magnitude:
         if self.axis == 0:
             sums, width = torch.cat(list(squares)), 1
         else:
-            width = self.down.shape[1] // self.norms.shape[0]
+            width = self.change.columns // self.norms.shape[0]
             sums = torch.stack(list(squares)).sum(0).reshape(-1, width).sum(1)
         gain = self.norms / (sums.sqrt() + NORM_EPS)
         return gain[:, None] if self.axis == 0 else gain.repeat_interleave(width)[None]
 
+    def gained(self, gain: Tensor) -> Matrix:
+        """The change times the strength and the gain of its rows or columns."""
+        gain, change = gain * self.coefficient, self.change
+        if not isinstance(change, Product):
+            return Stretched(change, gain)
+        if self.axis == 0:
+            return Product(change.up * gain, change.down)
+        return Product(change.up, change.down * gain)
+
 
 @dataclass(frozen=True)
 class Gained:
-    """Magnitudes whose norms are known: ``delta = up @ down + rows * base + columns * base``.
+    """Magnitudes whose norms are known: ``delta = changes + rows * base + columns * base``.
 
-    Shapes: ``up`` and ``down`` one per magnitude; ``rows`` is ``(rows, 1)``, ``columns``
-    ``(1, columns)``, None where no magnitude is of that axis. Coefficients are included.
+    Shapes: ``changes`` one per magnitude; ``rows`` is ``(rows, 1)``, ``columns`` ``(1, columns)``,
+    None where no magnitude is of that axis. Coefficients are included.
     """
 
-    ups: tuple[Tensor, ...]
-    downs: tuple[Tensor, ...]
+    changes: tuple[Matrix, ...]
     rows: Tensor | None
     columns: Tensor | None
 
@@ -87,8 +94,7 @@ def gained(
     gains = [m.gains(sums) for m, sums in zip(magnitudes, squares, strict=True)]
     pairs = list(zip(magnitudes, gains, strict=True))
     return Gained(
-        tuple(m.up * (gain * m.coefficient) if m.axis == 0 else m.up for m, gain in pairs),
-        tuple(m.down * (gain * m.coefficient) if m.axis == 1 else m.down for m, gain in pairs),
+        tuple(m.gained(gain) for m, gain in pairs),
         _sum(m.coefficient * (gain - 1) for m, gain in pairs if m.axis == 0),
         _sum(m.coefficient * (gain - 1) for m, gain in pairs if m.axis == 1),
     )

@@ -36,18 +36,16 @@ DTYPES = {
     "I64": torch.int64,
     None: torch.float16,
 }
-NOT_YET = {
-    "peer_lycoris413_sd15_loha.json": ("loha", 354),
-    "peer_lycoris413_sd15_lokr_factor-1.json": ("lokr", 354),
-    "peer_peft_sd15_loha_base_model_prefix.json": ("loha", 150),
-}
 NAMELESS = "file_cloneofsimo-lora_analog_svd_rank4.json"
 ALL_USED = {
     "file_catundchat_pytorch_lora_weights.json": 256,
     "peer_lycoris413_sd15_full_norm.json": 828,
+    "peer_lycoris413_sd15_loha.json": 1770,
+    "peer_lycoris413_sd15_lokr_factor-1.json": 1416,
     "peer_lycoris413_sd15_lora.json": 1062,
     "peer_lycoris413_sd15_lora_dora.json": 1416,
     "peer_lycoris413_sd15_lora_tucker_conv.json": 1114,
+    "peer_peft_sd15_loha_base_model_prefix.json": 600,
     "peer_peft_sd15_lora_attn_diffusers_script.json": 256,
     "peer_peft_sd15_lora_attn_rawpeft.json": 256,
     "peer_peft_sd15_lora_attn_to_kohya.json": 384,
@@ -111,15 +109,18 @@ def test_every_tensor_of_a_plain_sd15_list_is_used(shared_data, tables, name):
     assert (report.family, report.tensors_used) == ("sd15", ALL_USED[name])
 
 
-@pytest.mark.parametrize("name", NOT_YET)
-def test_every_module_of_a_later_kind_is_reported_as_such(shared_data, tables, name):
-    report = explain(lora_of_list(shared_data / "keylists" / name), tables=tables)
-    assert_accounted_for(report)
-    kind, count = NOT_YET[name]
-    assert report.family == "sd15"
-    assert Counter(module.kind for module in report.lora.modules.values()) == {kind: count}
-    assert {row.reason for row in report.unused} == {f"{kind} modules are not supported yet"}
-    assert report.tensors_used == 0
+KINDS = {
+    "peer_lycoris413_sd15_loha.json": ("loha", 354),
+    "peer_lycoris413_sd15_lokr_factor-1.json": ("lokr", 354),
+    "peer_peft_sd15_loha_base_model_prefix.json": ("loha", 150),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_module_of_a_list_is_of_its_kind(shared_data, tables, name):
+    lora = lora_of_list(shared_data / "keylists" / name)
+    kind, count = KINDS[name]
+    assert Counter(module.kind for module in lora.modules.values()) == {kind: count}
 
 
 def test_a_file_of_nameless_keys_is_reported_as_a_whole(shared_data, tables):
@@ -136,7 +137,7 @@ def test_no_sd15_list_is_left_out(shared_data):
         for path in (shared_data / "keylists").glob("*.json")
         if json.loads(path.read_text())["base"] == "sd15"
     }
-    assert listed == {*NOT_YET, *ALL_USED, NAMELESS}
+    assert listed == {*ALL_USED, NAMELESS}
 
 
 @pytest.mark.parametrize("family", ["flux", "krea2", "minimax-h3", "wan2.2"])

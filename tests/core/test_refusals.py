@@ -44,10 +44,9 @@ def factors(columns):
 
 ONES_64_2 = torch.ones(64, 2)
 KINDS = {
-    "loha": ({f"img_in__hada_w{n}_{m}": torch.ones(2, 2) for n in "12" for m in "ab"}, True),
-    "lokr": ({"img_in__lokr_w1": torch.ones(2, 2), "img_in__lokr_w2": torch.ones(2, 2)}, True),
-    "oft": ({"img_in__oft_blocks": torch.ones(4, 16, 16)}, True),
+    "glora": ({f"img_in__{name}__weight": torch.ones(2, 2) for name in ("a1", "b1")}, True),
     "set_weight": ({"img_in__set_weight": torch.ones(64, COLUMNS)}, True),
+    "peft-oft": ({"img_in__oft_R__weight": torch.ones(4, 6)}, False),
     "ia3": ({"img_in__ia3_l": torch.ones(64)}, False),
 }
 
