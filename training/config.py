@@ -38,8 +38,8 @@ class AdapterConfig:
         method: ``"lora"`` (arXiv:2106.09685) or ``"dora"`` (arXiv:2402.09353). With the extra
             ``[lycoris]`` also ``"loha"`` (arXiv:2108.06098), ``"lokr"`` (arXiv:2212.10650) or
             ``"oft"`` (arXiv:2306.07280).
-        rank: Columns of the factors; of OFT the outputs that are turned together, or the nearest
-            smaller number that divides the outputs.
+        rank: Columns of the factors. OFT turns so many outputs together where they are a whole
+            part of all and no more than the parts; else fewer, as LyCORIS splits them.
         alpha: The scale is alpha / rank; None is alpha = rank. OFT has none, nor has a LoKr of two
             full matrices.
         rslora: The scale is alpha / sqrt(rank) (arXiv:2312.03732); LoRA and DoRA alone.

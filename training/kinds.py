@@ -86,10 +86,15 @@ def role_sizes(shape: tuple[int, ...], rank: int, config: AdapterConfig) -> dict
     if config.method == "lokr":
         return _lokr(out, inside, places, rank, has_core, config)
     if config.method == "oft":
-        size, blocks = _two_factors(out, rank)
+        size, blocks = oft_blocks(out, rank)
         return {"oft_blocks": blocks * size**2, **({"rescale": out} if config.rescale else {})}
     magnitude = {"magnitude": out} if config.method == "dora" else {}
     return {"down": rank * inside * places, "up": out * rank, **magnitude}
+
+
+def oft_blocks(outputs: int, rank: int) -> tuple[int, int]:
+    """How many outputs OFT turns together, and how many such blocks there are, at least as many."""
+    return _two_factors(outputs, rank)
 
 
 def file_bytes(sizes: Mapping[str, int], dtype: str) -> int:

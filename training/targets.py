@@ -9,7 +9,7 @@ from ..lora_core.errors import LoraError
 from ..lora_core.models.target import Target
 from ..lora_core.weighting.selectors import Selector, parse_selector
 from .config import AdapterConfig, TargetRule
-from .kinds import LYCORIS, require_library, role_sizes
+from .kinds import LYCORIS, oft_blocks, require_library, role_sizes
 
 _TRAINED_TYPES = (nn.Linear, nn.Conv2d)
 
@@ -93,6 +93,8 @@ def chosen_weights(
     if config.method in LYCORIS:
         require_library(config.method)
         _refuse_idle_options(config, kept)
+    if config.method == "oft" and not config.rescale:
+        _refuse_blocks_of_one(kept)
     return kept
 
 
@@ -157,4 +159,17 @@ def _refuse_idle_options(config: AdapterConfig, targets: Iterable[TrainedTarget]
                 f"adapter.{name} would do nothing.",
                 {"Method": config.method, "Rank": config.rank, "Needs": needs},
                 f"leave adapter.{name} out, or change rank and targets.",
+            )
+
+
+def _refuse_blocks_of_one(targets: Iterable[TrainedTarget]) -> None:
+    """A block of one output cannot be turned."""
+    for trained in targets:
+        outputs = trained.target.shape[0]
+        size, _ = oft_blocks(outputs, trained.rank)
+        if size == 1:
+            raise LoraError(
+                f"OFT would learn nothing of {trained.target.canonical}.",
+                {"Outputs": outputs, "Rank": trained.rank, "Outputs that are turned together": 1},
+                "take a smaller rank that divides the outputs, or leave this weight out.",
             )
