@@ -89,7 +89,7 @@ def training_facts(
 
 
 def _lycoris_arguments(config: AdapterConfig) -> dict[str, object]:
-    """As LyCORIS' own ``network_args`` would have them: text; what is at its default is left out."""
+    """As LyCORIS' own ``network_args`` would have them: text; defaults are left out."""
     values = {
         "factor": (config.factor, -1),
         "decompose_both": (config.decompose_both, False),

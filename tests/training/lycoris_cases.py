@@ -33,8 +33,8 @@ KINDS = {
     "lokr both of factors": {"method": "lokr", "rank": 1, "alpha": 2.0, "decompose_both": True},
     "lokr full": {"method": "lokr", "factor": 4, "full_matrix": True},
     "lokr tucker": {"method": "lokr", "rank": 1, "factor": 2, "tucker": True},
-    "oft": {"method": "oft", "rank": 4},
-    "oft constrained": {"method": "oft", "rank": 4, "constraint": 0.001},
+    "oft": {"method": "oft", "rank": 2},
+    "oft constrained": {"method": "oft", "rank": 2, "constraint": 0.02},
     "oft rescaled": {"method": "oft", "rank": 4, "rescale": True},
 }
 COMFYUI_DIFFERS = ("oft constrained", "oft rescaled")
@@ -97,7 +97,7 @@ def bare_layer(target, weight):
     return layer
 
 
-def exported(family, kind, path, dtype="fp32"):
+def exported(family, kind, path, dtype="fp32", std=0.2):
     """A case trained nowhere but filled with numbers, as a file; its deltas by LyCORIS."""
     parts = {COMPONENTS[name]: part for name, part in clean_parts(family).items()}
     table = table_of(family)
@@ -105,7 +105,7 @@ def exported(family, kind, path, dtype="fp32"):
     config = adapter(kind, **EVERYTHING)
     targets = choose_targets(parts, weights, config)
     with injected(parts, targets, config, 0, Draws(0)) as factors:
-        fill(factors)
+        fill(factors, std=std)
         result = export([each.learnt() for each in factors], table, path, "kohya", dtype)
         with torch.no_grad():
             deltas = {each.trained.target: lycoris_delta(each.layer) for each in factors}
@@ -115,6 +115,15 @@ def exported(family, kind, path, dtype="fp32"):
 def main() -> None:
     folder = Path(sys.argv[1])
     for family in FAMILIES:
+        weights = {
+            f"{target.component}/{target.canonical}": part.get_parameter(
+                target.target_key.removeprefix(f"{name}.")
+            ).detach()
+            for name, part in clean_parts(family).items()
+            for target in table_of(family).targets
+            if target.component == COMPONENTS[name] and target.target_key.endswith(".weight")
+        }
+        write_safetensors(folder / f"lycoris-{family}-weights.safetensors", weights)
         for number, kind in enumerate(KINDS):
             name = f"lycoris-{family}-{number}"
             _, _, deltas = exported(family, kind, folder / f"{name}.safetensors")

@@ -101,21 +101,27 @@ class TrainedLycoris:
 
     def warnings(self, form: Form) -> tuple[str, ...]:
         """See ``Trained``."""
-        if "oft_blocks" not in self.factors:
-            return (_ONLY_OURS.format(self._name),)
-        found = [_ONLY_OURS.format("OFT"), _STRENGTH]
-        if self.alpha:
-            found.append(_CONSTRAINT)
-        if "rescale" in self.factors:
-            found.append(_RESCALE)
-        return tuple(found)
+        is_oft = "oft_blocks" in self.factors
+        told = {
+            _NOT_DIFFUSERS.format(self._name): True,
+            _CORE: "lokr_t2" in self.factors,
+            _STRENGTH: is_oft,
+            _CONSTRAINT: is_oft and bool(self.alpha),
+            _RESCALE: "rescale" in self.factors,
+        }
+        return tuple(text for text, is_true in told.items() if is_true)
 
     @property
     def _name(self) -> str:
-        return "LoHa" if "hada_w1_a" in self.factors else "LoKr"
+        first = next(iter(self.factors)).partition("_")[0]
+        return {"hada": "LoHa", "lokr": "LoKr"}.get(first, "OFT")
 
 
-_ONLY_OURS = "{}: diffusers (0.42) does not read such files; ComfyUI and our nodes do"
+_NOT_DIFFUSERS = "{}: diffusers (0.42) refuses such files; ComfyUI and our nodes read them"
+_CORE = (
+    "LoKr with cores (tucker): LyCORIS' own reader (4.1.3) takes its sides for others and fails; "
+    "ComfyUI and our nodes do not"
+)
 _STRENGTH = (
     "OFT: ComfyUI's own loader (0.30.0) takes the strength twice, so that 0.5 is a quarter; at 1 "
     "it does what was trained"
