@@ -50,7 +50,7 @@ class AdapterConfig:
         factor: Of LoKr: the first matrix is at most so large on each side; -1 makes both alike.
         decompose_both: Of LoKr: the first matrix is a product of two factors too.
         full_matrix: Of LoKr: both matrices are full, whatever the rank.
-        tucker: Of LoHa and LoKr: convolutions have a core between their factors.
+        tucker: Of LoHa: convolutions have a core between their factors.
         constraint: Of OFT: how far all turns may go together, per output; 0 does not bound them.
         rescale: Of OFT: each output gets a factor too.
         targets: Selectors as in a weighting; a weight is trained when one of them names it.

@@ -44,14 +44,14 @@ def idle_fields(method: str, full_matrix: bool) -> dict[str, str]:
     if method != "lokr":
         names = ("factor", "decompose_both", "full_matrix")
         found |= dict.fromkeys(names, 'adapter.method = "lokr"')
-    if method not in ("loha", "lokr"):
-        found["tucker"] = 'adapter.method = "loha" or "lokr"'
+    if method != "loha":
+        found["tucker"] = 'adapter.method = "loha"'  # ComfyUI 0.30 leaves such a LoKr out
     if method == "oft":
         found |= dict.fromkeys(("alpha", "dropout"), "another adapter.method")
     else:
         found |= dict.fromkeys(("constraint", "rescale"), 'adapter.method = "oft"')
     if method == "lokr" and full_matrix:
-        names = ("rank", "alpha", "decompose_both", "tucker")
+        names = ("rank", "alpha", "decompose_both")
         found |= dict.fromkeys(names, "adapter.full_matrix = false")
     return found
 
@@ -80,11 +80,10 @@ def role_sizes(shape: tuple[int, ...], rank: int, config: AdapterConfig) -> dict
     """
     out, inside, *kernel = shape
     places = math.prod(kernel)
-    has_core = config.tucker and places > 1
     if config.method == "loha":
-        return _loha(out, inside, places, rank, has_core)
+        return _loha(out, inside, places, rank, config.tucker and places > 1)
     if config.method == "lokr":
-        return _lokr(out, inside, places, rank, has_core, config)
+        return _lokr(out, inside, places, rank, config)
     if config.method == "oft":
         size, blocks = oft_blocks(out, rank)
         return {"oft_blocks": blocks * size**2, **({"rescale": out} if config.rescale else {})}
@@ -110,9 +109,7 @@ def _loha(out: int, inside: int, places: int, rank: int, has_core: bool) -> dict
             for n in (1, 2) for role, count in one.items()}  # fmt: skip
 
 
-def _lokr(
-    out: int, inside: int, places: int, rank: int, has_core: bool, config: AdapterConfig
-) -> dict[str, int]:
+def _lokr(out: int, inside: int, places: int, rank: int, config: AdapterConfig) -> dict[str, int]:
     (o1, o2), (i1, i2) = (_two_factors(side, config.factor) for side in (out, inside))
     sizes: dict[str, int] = {}
     if config.decompose_both and rank < max(o1, i1) / 2 and not config.full_matrix:
@@ -121,8 +118,6 @@ def _lokr(
         sizes["lokr_w1"] = o1 * i1
     if rank >= max(o2, i2) / 2 or config.full_matrix:
         sizes["lokr_w2"] = o2 * i2 * places
-    elif has_core:
-        sizes |= {"lokr_t2": rank**2 * places, "lokr_w2_a": rank * o2, "lokr_w2_b": rank * i2}
     else:
         sizes |= {"lokr_w2_a": o2 * rank, "lokr_w2_b": rank * i2 * places}
     return sizes

@@ -147,10 +147,10 @@ def _refuse_idle_options(config: AdapterConfig, targets: Iterable[TrainedTarget]
     """Options of LyCORIS that no target has a use for."""
     roles = [set(role_sizes(t.target.shape, t.rank, config)) for t in targets]
     is_full = all(own == {"lokr_w1", "lokr_w2"} for own in roles)
-    has_core = any(own & {"hada_t1", "lokr_t2"} for own in roles)
+    has_core = any("hada_t1" in own for own in roles)
     has_two = any("lokr_w1_a" in own for own in roles)
     for name, is_set, acts, needs in (
-        ("tucker", config.tucker, has_core, "convolutions whose factors are of low rank"),
+        ("tucker", config.tucker, has_core, "convolutions of more than one place"),
         ("decompose_both", config.decompose_both, has_two, "first matrices larger than the rank"),
         ("alpha", config.alpha not in (None, config.rank), not is_full, "matrices of low rank"),
     ):

@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from .comfy_source import REPOSITORY
@@ -13,8 +12,9 @@ from .test_runtime import relative_error
 
 KINDS = (
     *("loha", "loha tucker", "lokr", "lokr of a factor", "lokr both of factors", "lokr full"),
-    *("lokr tucker", "oft", "oft constrained", "oft rescaled"),
+    *("oft", "oft constrained", "oft rescaled"),
 )
+CASES = [("sd15", kind) for kind in KINDS] + [("sdxl", kind) for kind in ("loha", "lokr", "oft")]
 DIFFERS = ("oft constrained", "oft rescaled")  # ComfyUI 0.30; the exporter warns of it
 
 
@@ -37,12 +37,11 @@ def changes(patcher, weights):
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize(("family", "kind"), CASES)
 def test_the_lora_loader_makes_the_trained_deltas(files, family, kind):
     import nodes
 
-    name = f"lycoris-{family}-{KINDS.index(kind)}"
+    name = f"lycoris-{CASES.index((family, kind))}"
     weights = {
         comfy_key(*key.split("/")): weight
         for key, weight in load_file(files / f"lycoris-{family}-weights.safetensors").items()
@@ -67,7 +66,4 @@ def test_the_lora_loader_makes_the_trained_deltas(files, family, kind):
 
 
 def test_the_cases_are_those_of_the_trainer(files):
-    names = sorted(path.stem for path in files.glob("lycoris-sd15-?.safetensors"))
-    assert len(names) == len(KINDS)
-    with torch.no_grad():
-        assert load_file(files / f"{names[0]}.safetensors")
+    assert len(list(files.glob("lycoris-*-deltas.safetensors"))) == len(CASES)

@@ -32,12 +32,12 @@ KINDS = {
     "lokr of a factor": {"method": "lokr", "rank": 3, "alpha": 5.0, "factor": 4},
     "lokr both of factors": {"method": "lokr", "rank": 1, "alpha": 2.0, "decompose_both": True},
     "lokr full": {"method": "lokr", "factor": 4, "full_matrix": True},
-    "lokr tucker": {"method": "lokr", "rank": 1, "factor": 2, "tucker": True},
     "oft": {"method": "oft", "rank": 2},
     "oft constrained": {"method": "oft", "rank": 2, "constraint": 0.02},
     "oft rescaled": {"method": "oft", "rank": 4, "rescale": True},
 }
-COMFYUI_DIFFERS = ("oft constrained", "oft rescaled")
+CASES = [("sd15", kind) for kind in KINDS] + [("sdxl", kind) for kind in ("loha", "lokr", "oft")]
+"""SDXL's names are others, and its deltas are not."""
 
 
 def adapter(kind, **options):
@@ -114,6 +114,7 @@ def exported(family, kind, path, dtype="fp32", std=0.2):
 
 def main() -> None:
     folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
     for family in FAMILIES:
         weights = {
             f"{target.component}/{target.canonical}": part.get_parameter(
@@ -124,11 +125,11 @@ def main() -> None:
             if target.component == COMPONENTS[name] and target.target_key.endswith(".weight")
         }
         write_safetensors(folder / f"lycoris-{family}-weights.safetensors", weights)
-        for number, kind in enumerate(KINDS):
-            name = f"lycoris-{family}-{number}"
-            _, _, deltas = exported(family, kind, folder / f"{name}.safetensors")
-            told = {f"{t.component}/{t.canonical}": delta for t, delta in deltas.items()}
-            write_safetensors(folder / f"{name}-deltas.safetensors", told)
+    for number, (family, kind) in enumerate(CASES):
+        name = f"lycoris-{number}"
+        _, _, deltas = exported(family, kind, folder / f"{name}.safetensors")
+        told = {f"{t.component}/{t.canonical}": delta for t, delta in deltas.items()}
+        write_safetensors(folder / f"{name}-deltas.safetensors", told)
 
 
 if __name__ == "__main__":

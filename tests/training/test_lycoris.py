@@ -214,7 +214,7 @@ IDLE = [
     ("adapter.factor", {"method": "loha", "factor": 8}),
     ("adapter.decompose_both", {"decompose_both": True}),
     ("adapter.full_matrix", {"method": "oft", "full_matrix": True}),
-    ("adapter.tucker", {"method": "dora", "tucker": True}),
+    ("adapter.tucker", {"method": "lokr", "tucker": True}),
     ("adapter.rank", {"method": "lokr", "full_matrix": True, "rank": 4}),
     ("adapter.alpha", {"method": "lokr", "full_matrix": True, "alpha": 4.0}),
     ("adapter.decompose_both", {"method": "lokr", "full_matrix": True, "decompose_both": True}),

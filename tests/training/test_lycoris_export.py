@@ -12,13 +12,11 @@ from lora_workbench.lora_core.lora import load_lora
 from lora_workbench.training.export import TrainedLycoris, TrainingFacts, export, metadata
 from lora_workbench.training.export.balance import balanced
 
-from .lycoris_cases import COMPONENTS, KINDS, bare_layer, exported, lycoris_delta, quiet
-from .peft_cases import FAMILIES, clean_parts, relative_error, table_of
+from .lycoris_cases import CASES, COMPONENTS, KINDS, bare_layer, exported, lycoris_delta, quiet
+from .peft_cases import clean_parts, relative_error, table_of
 
 BOUND = 1e-6
-matrix = pytest.mark.parametrize(
-    ("family", "kind"), [(family, kind) for family in FAMILIES for kind in KINDS]
-)
+matrix = pytest.mark.parametrize(("family", "kind"), CASES)
 
 
 def weight_of(family, target):
@@ -49,9 +47,8 @@ def test_our_reader_finds_lycoris_deltas(family, kind, tmp_path):
 
 
 def is_misread_by_lycoris(tensors, name, target):
-    """LyCORIS 4.1.3 guesses the sides of a LoKr, and forgets cores and kernels in doing so."""
-    is_flat = f"{name}.lokr_w2_b" in tensors and len(target.shape) == 4 and 4 in target.shape[:2]
-    return f"{name}.lokr_t2" in tensors or is_flat
+    """LyCORIS 4.1.3 guesses the sides of a LoKr, and forgets kernels in doing so."""
+    return f"{name}.lokr_w2_b" in tensors and len(target.shape) == 4 and 4 in target.shape[:2]
 
 
 @matrix
@@ -119,7 +116,6 @@ def test_other_forms_have_no_names_for_it(form, tmp_path):
     ("kind", "said"),
     [
         ("loha", "diffusers"),
-        ("lokr tucker", "LyCORIS' own reader"),
         ("oft", "takes the strength twice"),
         ("oft constrained", "bounds all turns by the constraint alone"),
         ("oft rescaled", "leaves out the factors of the outputs"),

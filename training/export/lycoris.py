@@ -94,8 +94,7 @@ class TrainedLycoris:
             side = own.get(name)
             if side is None:
                 rank = own[f"{name}_b"].shape[0]
-                core = own.get("lokr_t2") if name == "lokr_w2" else None
-                side = _product(own[f"{name}_a"], own[f"{name}_b"], core)
+                side = _product(own[f"{name}_a"], own[f"{name}_b"])
             sides.append(side.flatten(1))
         return torch.kron(*sides) * (self.alpha / rank if rank else 1.0)
 
@@ -104,7 +103,6 @@ class TrainedLycoris:
         is_oft = "oft_blocks" in self.factors
         told = {
             _NOT_DIFFUSERS.format(self._name): True,
-            _CORE: "lokr_t2" in self.factors,
             _STRENGTH: is_oft,
             _CONSTRAINT: is_oft and bool(self.alpha),
             _RESCALE: "rescale" in self.factors,
@@ -118,10 +116,6 @@ class TrainedLycoris:
 
 
 _NOT_DIFFUSERS = "{}: diffusers (0.42) refuses such files; ComfyUI and our nodes read them"
-_CORE = (
-    "LoKr with cores (tucker): LyCORIS' own reader (4.1.3) takes its sides for others and fails; "
-    "ComfyUI and our nodes do not"
-)
 _STRENGTH = (
     "OFT: ComfyUI's own loader (0.30.0) takes the strength twice, so that 0.5 is a quarter; at 1 "
     "it does what was trained"
@@ -136,7 +130,7 @@ _RESCALE = (
 )
 
 
-def _product(outputs: Tensor, inputs: Tensor, core: Tensor | None) -> Tensor:
+def _product(outputs: Tensor, inputs: Tensor, core: Tensor | None = None) -> Tensor:
     """``(out, columns)`` of ``(out, rank)`` and ``(rank, columns)``; with a core transposed."""
     if core is None:
         return outputs @ inputs.flatten(1)
