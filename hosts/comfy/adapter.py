@@ -9,11 +9,12 @@ import torch
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
-from ...lora_core.adapters import Adapter, DiffAdapter, DoraAdapter, LoraAdapter
+from ...lora_core.adapters import Adapter
 from ...lora_core.models.target import Target
 from ...lora_core.patching.fused import FusedUpdate, as_matrix, fuse, row_chunks, write_merged
 from ...lora_core.patching.products import cpu_threads
 from ...lora_core.stack import StackItem, Term
+from .adapter_state import DEPENDENT, kind_and_number, rebuilt
 
 
 class _Share(NamedTuple):
@@ -31,8 +32,7 @@ class FusedLoraAdapter(WeightAdapterBase):
     (read in 0.30), so all state is nested tuples in ``weights``: whether the key carries a function
     of the delta, then per LoRA
     ``(kind, coefficient, number, transposed, tensors, source)``. Coefficients are dimensionless;
-    the number is a LoRA's alpha, a difference's scale, a DoRA's alpha and axis; a source names the
-    factors (``Term.source``).
+    see ``adapter_state`` for the number; a source names the factors (``Term.source``).
 
     ``items`` is the whole stack that was applied, for lineage; nothing is computed from it, and
     the copies of dynamic patchers have none.
@@ -60,7 +60,7 @@ class FusedLoraAdapter(WeightAdapterBase):
         weights: list[Any] = [has_function]
         for term in terms:
             adapter = term.lora.adapter(term.module, term.part)
-            kind, number = _kind_and_number(adapter)
+            kind, number = kind_and_number(adapter)
             transposed = term.target.transposed
             weights.append(
                 (kind, term.coefficient, number, transposed, adapter.tensors(), term.source)
@@ -70,8 +70,13 @@ class FusedLoraAdapter(WeightAdapterBase):
 
     @property
     def depends_on_base(self) -> bool:
-        """Whether what is added depends on the weight it is added to: there is a DoRA."""
-        return any(kind == "dora" for kind, *_ in self.weights[1:])
+        """Whether what is added depends on the weight it is added to: there is a DoRA or OFT."""
+        return any(kind in DEPENDENT for kind, *_ in self.weights[1:])
+
+    @property
+    def turns_columns(self) -> bool:
+        """Whether there is an OFT of a weight that is stored transposed."""
+        return any(kind == "oft" and turned for kind, _, _, turned, *_ in self.weights[1:])
 
     @property
     def signature(self) -> tuple[Any, ...]:
@@ -136,7 +141,7 @@ class FusedLoraAdapter(WeightAdapterBase):
         shares = []
         for kind, coefficient, number, transposed, tensors, _ in self.weights[1:]:
             moved = tuple(tensor.to(weight.device) for tensor in tensors)
-            adapter = _adapter(kind, moved, number)
+            adapter = rebuilt(kind, moved, number)
             target = Target("", shape[::-1] if transposed else shape, "", "", None, transposed)
             shares.append(_Share(target, coefficient * strength, adapter))
         return fuse(shares, shape, lambda share: share.adapter)
@@ -155,25 +160,3 @@ def _add_to(weight: Tensor, update: FusedUpdate) -> None:
 
 def _rows(weight: Tensor, start: int, stop: int) -> Tensor:
     return weight[start:stop]
-
-
-def _kind_and_number(adapter: Adapter) -> tuple[str, Any]:
-    if isinstance(adapter, DoraAdapter):
-        return "dora", (adapter.change.alpha, adapter.axis)
-    return ("lora", adapter.alpha) if isinstance(adapter, LoraAdapter) else ("diff", adapter.scale)
-
-
-def _adapter(kind: str, tensors: tuple[Tensor, ...], number: Any) -> Adapter:
-    """The adapter that ``_kind_and_number`` and its tensors were taken of."""
-    if kind == "diff":
-        return DiffAdapter(tensors[0], number)
-    if kind == "dora":
-        *factors, magnitude = tensors
-        alpha, axis = number
-        return DoraAdapter(_lora(tuple(factors), alpha), magnitude, axis)
-    return _lora(tensors, number)
-
-
-def _lora(tensors: tuple[Tensor, ...], alpha: float | None) -> LoraAdapter:
-    down, up, *rest = tensors
-    return LoraAdapter(down, up, rest[0] if rest else None, alpha)

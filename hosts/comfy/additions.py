@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  torch's own habit
 
-from ...lora_core.patching.fused import FusedUpdate
+from ...lora_core.adapters.matrices import Matrix
+from ...lora_core.adapters.oft import Rotation
+from ...lora_core.patching.fused import row_chunks
 from ...lora_core.patching.products import exact_products
+from ...lora_core.patching.views import View
 from .adapter import FusedLoraAdapter
 from .merge_on_device import pristine_weight
 from .names import PatchKey
@@ -29,14 +32,15 @@ class Addition:
     """What is added to the output of one module, float32.
 
     Shapes: ``down`` is ``(rank, in, *kernel)``, ``up`` is ``(out, rank)``, each of ``dense`` is
-    ``(out, in, *kernel)``, ``bias`` is ``(out,)``. Of a DoRA, the module's own output without its
-    bias is added too: times ``rows`` ``(out,)``, and as it is for an input times ``columns``
-    ``(in,)``.
+    ``(out, in * kernel)``, made in each forward of its factors; ``bias`` is ``(out,)``. Of a DoRA,
+    the module's own output without its bias is added too: times ``rows`` ``(out,)``, and as it is
+    for an input times ``columns`` ``(in,)``. Of an OFT, what that output gains by ``turns``.
 
     Attributes:
         channels: Position of the channels in the module's input and output, from the end.
         outputs: First channel of the output it is added to, and how many.
         inputs: First channel of the input it reads, and how many.
+        kernel: Of a convolution, what follows the channels in its weight's shape.
     """
 
     channels: int
@@ -44,15 +48,30 @@ class Addition:
     inputs: tuple[int, int] | None = None
     down: Tensor | None = None
     up: Tensor | None = None
-    dense: tuple[Tensor, ...] = ()
+    dense: tuple[Matrix, ...] = ()
     bias: Tensor | None = None
     rows: Tensor | None = None
     columns: Tensor | None = None
+    turns: tuple[Rotation, ...] = ()
+    kernel: tuple[int, ...] = ()
 
     def tensors(self) -> list[Tensor]:
         """All of its factors."""
         single = (self.down, self.up, self.bias, self.rows, self.columns)
-        return [tensor for tensor in (*self.dense, *single) if tensor is not None]
+        several = [tensor for matrix in self.dense for tensor in matrix.tensors()]
+        several += [tensor for turn in self.turns for tensor in turn.tensors()]
+        return several + [tensor for tensor in single if tensor is not None]
+
+    @property
+    def reads_input(self) -> bool:
+        """Whether its factors, or a bias, add anything by the module's input alone."""
+        factors = (self.down, self.bias, self.columns)
+        return bool(self.dense) or any(tensor is not None for tensor in factors)
+
+    @property
+    def reads_output(self) -> bool:
+        """Whether it needs the module's output."""
+        return self.rows is not None or bool(self.turns)
 
     @property
     def place(self) -> Place:
@@ -78,7 +97,7 @@ def can_run(
     if adapter.depends_on_base:
         # An output tells what the base gives, but not what some inputs give, nor beside patches.
         is_of_inputs = not isinstance(key, str) and key[1][0] != 0
-        if is_of_inputs or f"{name}.{parameter}" in patcher.patches:
+        if is_of_inputs or adapter.turns_columns or f"{name}.{parameter}" in patcher.patches:
             return False
     return parameter in ("weight", "bias") and _shape(module) is not None
 
@@ -117,13 +136,11 @@ def addition_of(
         outputs, inputs = ((start, length), None) if dim == 0 else (outputs, (start, length))
     if parameter == "bias":
         (view,) = adapter.update(_like(shape[:1]), 1.0).views
-        bias = sum(dense.reshape(-1) for dense in view.dense)
-        return Addition(channels, outputs, bias=_factor(bias))
-    if adapter.depends_on_base:
-        update = _measured(patcher, f"{name}.{parameter}", outputs, adapter)
-    else:
-        update = adapter.update(_like(shape), 1.0)
-    (view,) = update.views
+        return Addition(channels, outputs, bias=_factor(view.delta(slice(None)).reshape(-1)))
+    (view,) = adapter.update(_like(shape), 1.0).views
+    turns, view = tuple(turn.rotation for turn in view.turns), replace(view, turns=())
+    if view.magnitudes:
+        view = _measured(patcher, f"{name}.{parameter}", outputs, adapter)
     kernel = math.prod(shape[2:])
     return Addition(
         channels,
@@ -131,20 +148,21 @@ def addition_of(
         inputs,
         down=None if view.down is None else _factor(view.down.reshape(-1, *shape[1:])),
         up=None if view.up is None else _factor(view.up),
-        dense=tuple(_factor(dense.reshape(shape)) for dense in view.dense),
+        dense=tuple(dense.mapped(_factor) for dense in view.dense),
         rows=None if view.row_gain is None else _factor(view.row_gain[:, 0]),
         columns=None if view.column_gain is None else _factor(view.column_gain[0, ::kernel]),
+        turns=tuple(turn.mapped(_factor) for turn in turns),
+        kernel=shape[2:],
     )
 
 
-def _measured(
-    patcher: Any, key: str, outputs: tuple[int, int], adapter: FusedLoraAdapter
-) -> FusedUpdate:
-    """The update of some rows of a weight, their norms taken on the load device."""
+def _measured(patcher: Any, key: str, outputs: tuple[int, int], adapter: FusedLoraAdapter) -> View:
+    """The update of some rows of a weight but for turns, norms taken on the load device."""
     base = values_of(patcher, key, pristine_weight(patcher, key)).narrow(0, *outputs)
     with exact_products():
-        update = adapter.update(base, 1.0)
-        return update.measured(lambda start, stop: base[start:stop], tuple(base.shape))
+        (view,) = adapter.update(base, 1.0).views
+        chunks = row_chunks(tuple(base.shape))
+        return replace(view, turns=()).measured(lambda start, stop: base[start:stop], chunks)
 
 
 def _like(shape: tuple[int, ...]) -> Tensor:
@@ -167,7 +185,7 @@ def update_of(
 ) -> tuple[Place, Tensor]:
     """What a module's output gains by its input alone, float32, and where.
 
-    ``forward`` is the module's own.
+    ``forward`` is the module's own; the addition ``reads_input``.
     """
     if addition.bias is not None:
         return addition.place, addition.along(addition.bias, x.device)
@@ -183,10 +201,22 @@ def update_of(
 
 
 def row_update(module: nn.Module, addition: Addition, output: Tensor) -> tuple[Place, Tensor]:
-    """What a module's output gains by the output itself, float32, and where."""
-    assert addition.rows is not None
+    """What a module's output gains by the output itself, float32, and where.
+
+    The addition ``reads_output``.
+    """
     values = _without_bias(module, addition, output)
-    return addition.place, values * addition.along(addition.rows, output.device)
+    updates = [_turned(turn, values, addition.channels) for turn in addition.turns]
+    if addition.rows is not None:
+        updates.append(values * addition.along(addition.rows, output.device))
+    return addition.place, sum(updates[1:], updates[0])
+
+
+def _turned(rotation: Rotation, values: Tensor, channels: int) -> Tensor:
+    """What the channels of an output gain by a rotation."""
+    first = values.movedim(channels, 0)
+    turns = rotation.mapped(lambda tensor: tensor.to(values.device))
+    return turns.change(first.flatten(1)).reshape(first.shape).movedim(0, channels)
 
 
 def _without_bias(module: nn.Module, addition: Addition, output: Tensor) -> Tensor:
@@ -201,7 +231,7 @@ def _without_bias(module: nn.Module, addition: Addition, output: Tensor) -> Tens
 def _linear_update(addition: Addition, x: Tensor) -> Tensor:
     """What a linear module's output gains, ``(*, out)``."""
     x = _read(addition, x)
-    updates = [F.linear(x, dense.to(x.device)) for dense in addition.dense]
+    updates = [F.linear(x, _weight(dense, x)) for dense in addition.dense]
     if addition.down is not None and addition.up is not None:
         updates.append(F.linear(F.linear(x, addition.down.to(x.device)), addition.up.to(x.device)))
     return sum(updates[1:], updates[0])
@@ -214,12 +244,20 @@ def _conv_update(
     x = _read(addition, x)
     # The module's own: its stride, padding, dilation and padding mode.
     convolve: Callable[..., Tensor] = module._conv_forward  # type: ignore[assignment]
-    updates = [convolve(x, dense.to(x.device), None, **kwargs) for dense in addition.dense]
+    updates = [
+        convolve(x, _weight(dense, x).unflatten(1, (-1, *addition.kernel)), None, **kwargs)
+        for dense in addition.dense
+    ]
     if addition.down is not None and addition.up is not None:
         low = convolve(x, addition.down.to(x.device), None, **kwargs)
         low = low.movedim(addition.channels, -1)
         updates.append(F.linear(low, addition.up.to(x.device)).movedim(-1, addition.channels))
     return sum(updates[1:], updates[0])
+
+
+def _weight(matrix: Matrix, x: Tensor) -> Tensor:
+    """A matrix whole, on the device of an input; one at a time is made of its factors."""
+    return matrix.mapped(lambda tensor: tensor.to(x.device)).rows(slice(None))
 
 
 def _read(addition: Addition, x: Tensor) -> Tensor:

@@ -139,12 +139,14 @@ def _wrapped(
     module: nn.Module, forward: Callable[..., Tensor], additions: tuple[Addition, ...]
 ) -> Callable[..., Tensor]:
     """``forward`` with the additions; a plain closure, which torch.compile traces and guards."""
+    of_input = [each for each in additions if each.reads_input]
+    of_output = [each for each in additions if each.reads_output]
 
     def forward_with_loras(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # ComfyUI: fast fp8 clamps the input in place: read it before (0.30).
-        updates = [update_of(module, forward, each, input, args, kwargs) for each in additions]
+        updates = [update_of(module, forward, a, input, args, kwargs) for a in of_input]
         output = forward(input, *args, **kwargs)
-        gains = [row_update(module, each, output) for each in additions if each.rows is not None]
+        gains = [row_update(module, each, output) for each in of_output]
         for place, update in (*updates, *gains):
             # One rounding, of a float32 sum.
             output.narrow(*place).add_(update)

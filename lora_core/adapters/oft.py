@@ -1,5 +1,6 @@
 """OFT and BOFT: the outputs of a weight, turned in blocks by orthogonal matrices."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +23,15 @@ class Rotation:
     turns: Tensor
     gain: Tensor | None = None
     is_butterfly: bool = False
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """``(turns,)`` or ``(turns, gain)``."""
+        return (self.turns,) if self.gain is None else (self.turns, self.gain)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Rotation":
+        """The same of changed tensors."""
+        gain = None if self.gain is None else change(self.gain)
+        return replace(self, turns=change(self.turns), gain=gain)
 
     def change(self, rows: Tensor) -> Tensor:
         """What ``rows`` ``(rows, columns)``, float32, gain by it.

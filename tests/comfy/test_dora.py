@@ -101,7 +101,7 @@ def test_ours_is_the_definition_and_core_but_for_its_norm_of_outputs(
     up = torch.randn(out, 2, *[1] * len(kernel), generator=generator) * 0.3
     norms = magnitude(base, axis, generator)
     module = importlib.import_module(f"{comfy.pack.__name__}.hosts.comfy.adapter")
-    entry = ("dora", 1.0, (3.0, axis), False, (down, up, norms), 0)
+    entry = ("dora", 1.0, ("lora", 3.0, axis), False, (down, up, norms), 0)
     adapters = {
         "ours": module.FusedLoraAdapter(set(), (False, entry)),
         "core": LoRAAdapter(set(), (up, down, 3.0, None, norms, None)),
@@ -135,11 +135,11 @@ def test_patches_in_a_row_see_what_lies_before_and_one_node_takes_the_base(comfy
     for number in range(2):
         down, up = (torch.randn(s, generator=generator) for s in ((1, 6), (8, 1)))
         norms = magnitude(base, number, generator)
-        entries.append(("dora", 1.0, (None, number), False, (down, up, norms), number))
+        entries.append(("dora", 1.0, ("lora", None, number), False, (down, up, norms), number))
 
     def delta(weight, entry):
         down, up, norms = entry[4]
-        return dora64(weight, down, up, 1.0, norms, entry[2][1])[0]
+        return dora64(weight, down, up, 1.0, norms, entry[2][2])[0]
 
     def patched(*adapters):
         records = [(1.0, module.FusedLoraAdapter(set(), w), 1.0, None, None) for w in adapters]

@@ -45,7 +45,7 @@ ALL_USED = {
     "peer_lycoris413_sd15_lora.json": 1062,
     "peer_lycoris413_sd15_lora_dora.json": 1416,
     "peer_lycoris413_sd15_lora_tucker_conv.json": 1114,
-    "peer_peft_sd15_loha_base_model_prefix.json": 600,
+    "peer_peft_sd15_loha_base_model_prefix.json": 644,
     "peer_peft_sd15_lora_attn_diffusers_script.json": 256,
     "peer_peft_sd15_lora_attn_rawpeft.json": 256,
     "peer_peft_sd15_lora_attn_to_kohya.json": 384,
@@ -121,6 +121,13 @@ def test_every_module_of_a_list_is_of_its_kind(shared_data, tables, name):
     lora = lora_of_list(shared_data / "keylists" / name)
     kind, count = KINDS[name]
     assert Counter(module.kind for module in lora.modules.values()) == {kind: count}
+
+
+def test_a_published_lokr_of_full_matrices_has_scale_1(shared_data):
+    """By ai-toolkit, whose alpha of 9999999999 is none."""
+    lora = lora_of_list(shared_data / "keylists" / "rb_krea2_lokr.json")
+    found = Counter((m.kind, m.rank, m.scale, m.problem) for m in lora.modules.values())
+    assert found == {("lokr", None, 1.0, None): 256}
 
 
 def test_a_file_of_nameless_keys_is_reported_as_a_whole(shared_data, tables):
