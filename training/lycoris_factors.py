@@ -78,7 +78,7 @@ class LycorisFactors:
     def _turned(self, base: Tensor) -> Tensor:
         """What OFT adds to the outputs, without the bias: a weight is turned, and no bias.
 
-        In float32: in a half, the identity would swallow small turns.
+        In float32: a half has few digits for a turn's diagonal, which is near 1.
         """
         from lycoris.functional.diag_oft import bypass_forward_diff
 

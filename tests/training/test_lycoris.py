@@ -147,18 +147,18 @@ def test_a_half_base_trains_float32_factors_and_keeps_its_dtype(kind, precision)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_small_turns_of_a_half_base_are_not_rounded_away(precision):
-    """Under autocast I + Q would be rounded to I."""
-    model, tiny = tiny_trainable(torch.bfloat16), 1e-4
+def test_turns_of_a_half_base_keep_their_digits(precision):
+    """Under autocast R would be bf16, whose diagonal near 1 has few digits."""
+    model = tiny_trainable(torch.bfloat16)
     with inject(model, adapter("oft", targets=("attn1 & q",)), precision) as factors:
-        fill(factors, std=tiny)
+        fill(factors, std=0.01)
         (first, *_) = factors
         module = model.parts["unet"].get_submodule(first.trained.module)
         x = torch.randn(64, module.in_features, generator=torch.Generator().manual_seed(1))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             change = first._turned(first._bare(x.bfloat16())).double()
         wanted = x.bfloat16().double() @ lycoris_delta(first.layer).T
-    assert (change - wanted).norm() < 0.02 * wanted.norm()
+    assert (change - wanted).norm() < 0.01 * wanted.norm()
 
 
 @pytest.mark.parametrize("kind", KINDS)
