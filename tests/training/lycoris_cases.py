@@ -44,13 +44,14 @@ def adapter(kind, **options):
     return AdapterConfig(**{**KINDS[kind], **options})
 
 
-def fill(factors, seed=1, std=0.2):
-    """Numbers in every parameter, so that no delta is 0 and every turn is far from rounding."""
+def fill(factors, seed=1, std=0.2, begun=None):
+    """Numbers in every parameter, so that no delta is 0; ``begun`` is the size where it was 0."""
     numbers = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for each in factors:
             for role, parameter in each.parameters.items():
-                noise = torch.randn(parameter.shape, generator=numbers) * std
+                size = std if begun is None or parameter.any() else begun
+                noise = torch.randn(parameter.shape, generator=numbers) * size
                 parameter.copy_(1 + noise if role == "rescale" else noise)
 
 
@@ -97,7 +98,7 @@ def bare_layer(target, weight):
     return layer
 
 
-def exported(family, kind, path, dtype="fp32", std=0.2):
+def exported(family, kind, path, dtype="fp32", begun=None):
     """A case trained nowhere but filled with numbers, as a file; its deltas by LyCORIS."""
     parts = {COMPONENTS[name]: part for name, part in clean_parts(family).items()}
     table = table_of(family)
@@ -105,7 +106,7 @@ def exported(family, kind, path, dtype="fp32", std=0.2):
     config = adapter(kind, **EVERYTHING)
     targets = choose_targets(parts, weights, config)
     with injected(parts, targets, config, 0, Draws(0)) as factors:
-        fill(factors, std=std)
+        fill(factors, begun=begun)
         result = export([each.learnt() for each in factors], table, path, "kohya", dtype)
         with torch.no_grad():
             deltas = {each.trained.target: lycoris_delta(each.layer) for each in factors}

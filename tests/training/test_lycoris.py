@@ -192,6 +192,37 @@ def test_the_numbers_of_real_weights(config, shape, count):
     assert sum(role_sizes(shape, config.rank, config).values()) == count
 
 
+@pytest.mark.parametrize("method", ["loha", "lokr"])
+def test_factors_start_by_seed_and_name_alone(method):
+    model, found = tiny_trainable(), []
+    config = AdapterConfig(method, 2, targets=("attn1 & q",))
+    targets = choose_targets(model.parts, model.weights, config)
+    for global_seed, seed in ((1, 0), (2, 0), (1, 5)):
+        torch.manual_seed(global_seed)
+        expected = torch.get_rng_state()
+        with injected(model.parts, targets, config, seed, Draws(0)) as factors:
+            assert torch.equal(torch.get_rng_state(), expected)
+            found.append([p.detach().clone() for f in factors for p in f.parameters.values()])
+            first, second = ([*f.parameters.values()] for f in factors[:2])
+            assert not all(torch.equal(*pair) for pair in zip(first, second, strict=True)
+                           if pair[0].shape == pair[1].shape)  # fmt: skip
+    assert all(torch.equal(*pair) for pair in zip(*found[:2], strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(found[0], found[2], strict=True))
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr of a factor"])
+def test_without_autocast_a_half_base_is_added_to_in_float32(kind):
+    with inject(tiny_trainable(torch.bfloat16), adapter(kind, targets=("ff",))) as factors:
+        fill(factors)
+        for each in factors:
+            delta = lycoris_delta(each.layer)
+            x = torch.randn(8, delta.shape[1], generator=torch.Generator().manual_seed(1))
+            x = x.bfloat16()
+            with torch.no_grad():
+                torch.testing.assert_close(each._added(x).double(), x.double() @ delta.T,
+                                           rtol=1e-4, atol=1e-5)  # fmt: skip
+
+
 def test_rules_change_rank_and_alpha():
     rules = (TargetRule("attn2", rank=2, alpha=6.0), TargetRule("attn1 & v", rank=0))
     config = AdapterConfig("loha", 3, 6.0, targets=("attn",), rules=rules)
