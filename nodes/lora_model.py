@@ -96,8 +96,13 @@ def _core_tensors(lora: Lora) -> dict[str, Tensor]:
                 named[f"{key}.{_CORE_SUFFIXES.get(role, role)}"] = data[name]
         if module.alpha and "alpha" not in module.keys:
             named[f"{key}.alpha"] = torch.tensor(float(module.alpha))
+        if {"lokr_w1", "lokr_w2"} <= module.keys.keys() and module.scale not in (None, 1.0):
+            # No alpha counts beside two full matrices, in core or LyCORIS; PEFT's config scales.
+            first = module.keys["lokr_w1"]
+            named.pop(first, None)
+            named[f"{key}.lokr_w1"] = data[first].float() * module.scale
         for part in module.parts:
-            if part.axis is not None:
+            if part.axis is not None and "down" in module.keys:
                 name = module.keys["magnitude"]
                 named.pop(name, None)
                 dims = len(lora.shape(module.keys["down"]))

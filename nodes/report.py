@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ..hosts import Applied, Merged, Saved
 from ..lora_core.binding import NOT_USED_HERE, USED, Binding, TensorRow
 from ..lora_core.explain import printable
+from ..lora_core.factors import ROTATIONS
 from ..lora_core.family import detect_lora_family, known_tables, match_bases
 from ..lora_core.lora import Lora
 from ..lora_core.metadata import summarize, trigger_words
@@ -71,10 +72,19 @@ def inspection_report(
     for number, entry in enumerate(entries):
         lora = entry.item.lora
         bars = Bars(tuple(norms[number].items()), highest, unit) if norms else None
-        sections.append(Section(lora.name, facts=_lora_facts(lora, tables), bars=bars))
+        facts = _lora_facts(lora, tables) + (_chart_facts(lora) if norms else ())
+        sections.append(Section(lora.name, facts=facts, bars=bars))
         if bindings:
             sections.append(_bound_section(entry, bindings[number], ()))
     return Report(sections=tuple(sections))
+
+
+def _chart_facts(lora: Lora) -> Facts:
+    """What a chart of norms leaves out."""
+    turning = sum(module.kind in ROTATIONS for module in lora.modules.values())
+    if not turning:
+        return ()
+    return (("chart", f"without {turning} OFT modules, whose change depends on the base weights"),)
 
 
 def _entry_sections(

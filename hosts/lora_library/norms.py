@@ -6,6 +6,7 @@ from typing import Any
 
 from ...lora_core.binding import bind
 from ...lora_core.errors import LoraError
+from ...lora_core.factors import ROTATIONS
 from ...lora_core.models import ModelTable
 from ...lora_core.norms import block_norms
 from ...lora_core.stack import StackItem
@@ -30,6 +31,12 @@ def norms_json(known: KnownLora, tables: Mapping[str, ModelTable]) -> dict[str, 
             "connect Inspect LoRA to a model of its base; it draws the same chart.",
         )
     base = known.matches[0].base
+    if all(module.kind in ROTATIONS for module in known.lora.modules.values()):
+        raise LoraError(
+            "How much an OFT changes depends on the weights of its base.",
+            {"Modules": len(known.lora.modules)},
+            "judge it by a picture; a chart is of kinds that add to a weight.",
+        )
     norms = block_norms(StackItem(known.lora), bind(known.lora, tables[base]))
     return {
         "base": label_of(base),

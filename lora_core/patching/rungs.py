@@ -23,8 +23,8 @@ class Rungs:
     Args:
         undo: ``"full"`` keeps a copy on the weight's device; ``"file"`` reads the checkpoint again
             (0 bytes); ``"residual"`` keeps the words where taking the delta off is not exact (a
-            few per cent to a fifth of a copy, slower), a copy where a DoRA makes the delta depend
-            on the base; ``"auto"`` takes ``file`` where
+            few per cent to a fifth of a copy, slower), a copy where a DoRA or OFT makes the delta
+            depend on the base; ``"auto"`` takes ``file`` where
             ``base_files`` has the storage and it matches, else ``full`` where it fits, else
             ``residual``.
         base_files: Storage name to the place its base can be read again.

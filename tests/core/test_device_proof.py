@@ -10,6 +10,7 @@ from lora_workbench.lora_core.patching.base_file import base_files
 from lora_workbench.lora_core.patching.ledger import MergeLedger
 
 from .accelerator import Accelerator, OnAccelerator
+from .kind_cases import toy_kinds
 from .toy_model import (
     CHUNK_ELEMENTS,
     all_bits,
@@ -46,11 +47,12 @@ def test_the_proof_sees_a_copy_up_a_copy_down_and_a_mixture():
             weight + torch.ones(3)
 
 
+@pytest.mark.parametrize("build", [toy_dora, toy_kinds], ids=["dora", "loha, lokr, oft"])
 @pytest.mark.parametrize("rung", ["full", "residual"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
-def test_no_weight_crosses_and_each_factor_goes_up_once(rung, dtype, generator):
+def test_no_weight_crosses_and_each_factor_goes_up_once(rung, dtype, build, generator):
     weights, flat = toy_weights(generator, dtype)
-    a, b = toy_loras(generator)[0], toy_dora("b", generator)
+    a, b = toy_loras(generator)[0], build("b", generator)
     base, accelerator = flat.clone(), Accelerator()
     ledger = MergeLedger({key: accelerator.put(weight) for key, weight in weights.items()}, rung)
     with accelerator:

@@ -16,6 +16,7 @@ from lora_workbench.lora_core.patching.base_file import base_files
 from lora_workbench.lora_core.patching.ledger import MergeLedger
 from lora_workbench.lora_core.stack import EMPTY_PLAN
 
+from .kind_cases import toy_kinds
 from .toy_model import (
     CHUNK_ELEMENTS,
     bits,
@@ -93,7 +94,7 @@ def small_chunks(monkeypatch):
 def random_plans(generator, count=20):
     """Plans that differ in a strength, by a LoRA more or less, or in everything; empty ones too."""
     draw = random.Random(0)
-    loras = (*toy_loras(generator), toy_dora("dora", generator))
+    loras = (*toy_loras(generator), toy_dora("dora", generator), toy_kinds("kinds", generator))
     plans = [EMPTY_PLAN]
     for _ in range(count):
         chosen = draw.sample(loras, draw.randint(1, len(loras)))
@@ -166,7 +167,7 @@ TRANSITIONS = {"merge": (0, 1), "change": (1, 2), "un-merge": (2, 0)}
 @pytest.mark.parametrize(("unit", "step"), [("line", 1), ("opcode", 7)], ids=["lines", "bytecodes"])
 @pytest.mark.parametrize(("start", "goal"), TRANSITIONS.values(), ids=TRANSITIONS)
 @pytest.mark.parametrize("rung", ["full", "file", "residual"])
-@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "kinds"])
 def test_every_place_in_a_small_call_can_be_interrupted(
     kind, rung, start, goal, unit, step, generator, tmp_path
 ):
@@ -181,6 +182,8 @@ def test_every_place_in_a_small_call_can_be_interrupted(
     )
     if kind == "dora":
         second = toy_dora("b", generator, modules=("q", "v"))
+    elif kind == "kinds":
+        second = toy_kinds("b", generator, modules=("q", "v"))
     plans = [EMPTY_PLAN, toy_plan((first, 1.0)), toy_plan((first, 0.5), (second, 1.0))]
     ledger = MergeLedger(weights, rung, files)
     states = []

@@ -132,15 +132,38 @@ def test_without_a_model_the_base_the_kind_and_the_rank_are_told(tmp_path, libra
 def test_a_kind_that_is_not_supported_is_wrong_with_and_without_a_model(tmp_path, library, models):
     path = tmp_path / "a.safetensors"
     name = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
-    factors = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-    shapes = ((320, 2), (2, 320)) * 2
-    tensors = {f"{name}.{f}": torch.zeros(s) for f, s in zip(factors, shapes, strict=True)}
-    write_safetensors(path, tensors)
+    write_safetensors(path, {f"{name}.ia3_l": torch.zeros(320, 1)})
     for model in (None, models["sd15"]):
         found = library.verdict(path, model)
         assert found.level == "wrong"
-        assert "loha modules are not supported yet" in found.text
-    assert "loha" in library.facts("a", path)["problem"]
+        assert "ia3 modules are not supported yet" in found.text
+    assert "ia3" in library.facts("a", path)["problem"]
+
+
+TO_Q = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
+KINDS = {
+    "loha": ({"hada_w1_a": (320, 2), "hada_w1_b": (2, 320)}, [2], ": loha, rank 2."),
+    "lokr": ({"lokr_w1": (16, 16), "lokr_w2": (20, 20)}, [], ": lokr."),
+    "oft": ({"oft_blocks": (20, 16, 16)}, [], ": oft."),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_is_told_with_its_rank_and_suits_its_model(kind, tmp_path, library, models):
+    shapes, ranks, told = KINDS[kind]
+    if kind == "loha":
+        shapes = shapes | {key.replace("w1", "w2"): shape for key, shape in shapes.items()}
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, {f"{TO_Q}.{key}": torch.ones(s) for key, s in shapes.items()})
+    assert library.verdict(path).text.endswith(told)
+    assert library.verdict(path, models["sd15"]).level == "ok"
+    facts = library.facts("a", path)
+    assert (facts["kinds"], facts["ranks"], facts["problem"]) == ({kind: 1}, ranks, None)
+    if kind == "oft":
+        with pytest.raises(LoraError, match="depends on the weights of its base"):
+            library.norms(path)
+    else:
+        assert [row["block"] for row in library.norms(path)["norms"]] == ["IN01"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise", "empty"])

@@ -1,6 +1,7 @@
 """LORA_MODEL as core's nodes see it, and its way back into a stack."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -69,6 +70,29 @@ def test_core_gets_the_magnitudes_of_a_dora_in_its_own_form(stored, shape, expec
     assert model.keys() == {*TENSORS, "x.dora_scale"}
     assert torch.equal(model["x.dora_scale"], numbers.reshape(expected))
     assert lora_of(dict(model)).modules["x"].parts[0].axis == expected.index(1) ^ 1
+
+
+def test_core_gets_other_kinds_under_their_own_suffixes():
+    shapes = {"hada_w1_a": (5, 2), "hada_w1_b": (2, 6), "hada_w2_a": (5, 2), "hada_w2_b": (2, 6)}
+    tensors = {f"unet.down_blocks.0.x.{key}": torch.ones(shape) for key, shape in shapes.items()}
+    tensors["unet.down_blocks.0.x.dora_scale"] = torch.ones(5, 1)
+    model = LoraModel(lora_from_tensors("a", tensors))
+    assert model.keys() == {f"lora_unet_down_blocks_0_x.{key}" for key in (*shapes, "dora_scale")}
+    (module,) = lora_of(dict(model)).modules.values()
+    assert (module.kind, module.problem) == ("loha+dora", None)
+
+
+def test_the_scale_that_peft_gives_two_full_matrices_is_in_the_first_one_for_core():
+    """Core and LyCORIS read no alpha beside them."""
+    config = {"peft_type": "LOKR", "r": 8, "alpha": 4}
+    tensors = {"x.lokr_w1": torch.ones(2, 2), "x.lokr_w2": torch.ones(3, 3)}
+    header = {"lora_adapter_metadata": json.dumps(config)}
+    lora = lora_from_tensors("a", tensors, header)
+    assert lora.modules["x"].scale == 0.5
+    again = lora_of(dict(LoraModel(lora)))
+    assert again.modules["x"].scale == 1.0
+    (part,) = again.modules["x"].parts
+    assert again.adapter(again.modules["x"], part).delta(torch.zeros(6, 6)).unique().item() == 0.5
 
 
 def test_core_s_plain_dict_is_named_in_memory(node):
