@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 
-from ..lora_core.errors import LoraError
+from ..lora_core.errors import LoraError, UnknownChoiceError
 from .config import PreviewConfig, TrainConfig
 from .kinds import LYCORIS, idle_fields, require_library
 from .objective import NoiseLevels
-from .optimizer import READS
+from .optimizer import OPTIMIZERS, READS
 
 _LATENT = 8  # pixels of one
 _Check = tuple[str, object, bool, str]
@@ -37,6 +37,8 @@ def check_settings(config: TrainConfig) -> None:
         LoraError: as ``check``, or a library is missing.
     """
     require_library(config.adapter.method)
+    if config.optimizer.name not in OPTIMIZERS:
+        raise UnknownChoiceError("optimizer", config.optimizer.name, OPTIMIZERS)
     _refuse_wrong(_ranges(config))
     _refuse_idle(_idle_adapter(config))
     _refuse_idle(_idle(config))
@@ -147,6 +149,9 @@ def _idle_optimizer(config: TrainConfig) -> Iterator[_Check]:
         value = getattr(optimizer, name)
         acts = optimizer.name in readers or value == defaults[name]
         yield f"optimizer.{name}", value, acts, "one of " + ", ".join(readers)
+    second = optimizer.betas[1]
+    is_read = optimizer.name != "sgd" or second == defaults["betas"][1]
+    yield "optimizer.betas[1]", second, is_read, "an optimizer of two averages"
     text = optimizer.text_encoder_rate
     trains_text = bool(config.adapter.text_encoder)
     needs = "adapter.text_encoder"

@@ -103,10 +103,12 @@ def file_bytes(sizes: Mapping[str, int], dtype: str) -> int:
 
 def _loha(out: int, inside: int, places: int, rank: int, has_core: bool) -> dict[str, int]:
     columns = inside if has_core else inside * places
-    core = {"hada_t": rank**2 * places} if has_core else {}
-    one = {"hada_w_a": out * rank, "hada_w_b": rank * columns, **core}
-    return {role.replace("_w", f"_w{n}").replace("_t", f"_t{n}"): count
-            for n in (1, 2) for role, count in one.items()}  # fmt: skip
+    sizes: dict[str, int] = {}
+    for n in (1, 2):
+        sizes |= {f"hada_w{n}_a": out * rank, f"hada_w{n}_b": rank * columns}
+        if has_core:
+            sizes[f"hada_t{n}"] = rank**2 * places
+    return sizes
 
 
 def _lokr(out: int, inside: int, places: int, rank: int, config: AdapterConfig) -> dict[str, int]:

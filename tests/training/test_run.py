@@ -159,6 +159,7 @@ IDLE = {
     "optimizer.weight_decay": {"optimizer": OptimizerConfig("adam", weight_decay=0.1)},
     "optimizer.epsilon": {"optimizer": OptimizerConfig("lion", epsilon=1e-6)},
     "optimizer.betas": {"optimizer": OptimizerConfig("adafactor", betas=(0.9, 0.99))},
+    "optimizer.betas[1]": {"optimizer": OptimizerConfig("sgd", betas=(0.8, 0.99))},
     "validation.timesteps": {"validation": ValidationConfig(timesteps=8)},
     "preview.prompts": {"preview": PreviewConfig(prompts=("a dot",))},
     "preview.negative": {"preview": PreviewConfig(negative="blurred")},
@@ -172,15 +173,17 @@ IDLE = {
 
 @pytest.mark.parametrize("name", IDLE)
 def test_options_of_what_is_not_done_are_refused(name):
-    with pytest.raises(LoraError, match=f"{name} would do nothing") as error:
+    with pytest.raises(LoraError) as error:
         check_settings(TrainConfig(**IDLE[name]))
+    assert error.value.headline == f"{name} would do nothing."
     assert f"{name}: " in str(error.value)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_is_made_with_all_that_it_reads(name):
     """What the checks say that it reads is what its groups hold."""
-    values = {"weight_decay": 0.25, "betas": (0.5, 0.75), "epsilon": 1e-3}
+    second = 0.999 if name == "sgd" else 0.75
+    values = {"weight_decay": 0.25, "betas": (0.5, second), "epsilon": 1e-3}
     options = OptimizerConfig(name, **{k: v for k, v in values.items() if name in READS[k]})
     check_settings(TrainConfig(optimizer=options))
     try:
@@ -190,7 +193,7 @@ def test_an_optimizer_is_made_with_all_that_it_reads(name):
     (group,) = groups.param_groups
     found = {
         "weight_decay": group.get("weight_decay") == 0.25,
-        "betas": group.get("betas") == (0.5, 0.75) or group.get("momentum") == 0.5,
+        "betas": group.get("betas") == (0.5, second) or group.get("momentum") == 0.5,
         "epsilon": group.get("eps") == 1e-3,
     }
     assert found == {option: name in readers for option, readers in READS.items()}
