@@ -85,11 +85,11 @@ def test_the_losses_of_a_plain_loop(kind, tmp_path):
     """Same start, noise and order. OFT's biases are not turned: a file cannot say it."""
     config = short_run(adapter(kind, targets=WHERE), OptimizerConfig(rate=2e-3), steps=STEPS)
     start, _ = run(config, tmp_path / "start", watcher=StopAtOnce())
-    _, losses = run(config, tmp_path / "run")
+    end, losses = run(config, tmp_path / "run")
     wanted = plain_loop(kind, start, config, ListFeed())
     assert losses == pytest.approx(wanted, abs=1e-5)
-    still = plain_loop(kind, start, short_run(optimizer=OptimizerConfig(rate=1e-12)), ListFeed())
-    assert losses != pytest.approx(still, abs=1e-3)
+    moved = [bool((end[name] - start[name]).abs().max() > STEPS * 1e-4) for name in start]
+    assert sum(moved) > 0.9 * len(moved)
 
 
 @pytest.mark.parametrize("kind", KINDS)
