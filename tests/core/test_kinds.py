@@ -251,6 +251,15 @@ def test_a_lora_of_a_first_convolution_with_more_channels_is_refused(generator):
             merged(build(name, shape, generator), torch.ones(6, 9, 3, 3), name=name)
 
 
+def test_magnitudes_of_a_kernel_are_held_against_its_inputs(generator):
+    """Flat factors (3, 162) do not tell 18 inputs of 9 from 9 of 18."""
+    tensors = loha("m", KERNEL, generator)
+    base = torch.ones(KERNEL)
+    merged(tensors | {"m.dora_scale": torch.ones(1, 18, 1, 1)}, base)
+    with pytest.raises(ShapeMismatchError):
+        merged(tensors | {"m.dora_scale": torch.ones(1, 9, 1, 1)}, base)
+
+
 # ----- files that do not fit together -----
 
 ONE = torch.ones
@@ -504,6 +513,15 @@ def test_the_norm_by_block_is_that_of_the_delta(build, module, generator):
         (norm,) = block_norms(StackItem(lora, 0.5), binding).values()
     exact = change64(tensors, module, torch.zeros(target.weight.shape), 0.5).norm()
     assert norm == pytest.approx(float(exact), rel=1e-5)
+
+
+def test_the_norm_of_a_transposed_weight_counts_all_of_it(generator):
+    """Stored with more rows than it has outputs."""
+    tensors = loha("m", (3, 40), generator)
+    lora = lora_from_tensors("x", tensors)
+    binding = bind(lora, one_weight_table("m", (3, 40), transposed=True))
+    (norm,) = block_norms(StackItem(lora), binding).values()
+    assert norm == pytest.approx(float(change64(tensors, "m", torch.zeros(3, 40)).norm()), rel=1e-5)
 
 
 def test_the_norm_by_block_leaves_turns_out(generator):

@@ -18,6 +18,7 @@ from lora_workbench.lora_core.patching.ledger import MergeLedger
 from lora_workbench.lora_core.stack import StackItem, make_plan
 from lora_workbench.lora_core.weighting import Weighting
 
+from ..core.kind_cases import change64, loha, lokr, oft
 from ..lora_files import Module, lora_tensors, small_sd15, write_lora
 
 KEYS = {
@@ -134,6 +135,35 @@ def test_merge_writes_what_the_ledger_makes_in_memory(capsys, base, lora, tmp_pa
     assert_same_weights(out, in_memory(base, *items))
     assert receipt["tensors_changed"] == 3
     assert [record["tensors_used"] for record in receipt["loras"]] == [9, 4]
+
+
+def test_loha_lokr_and_oft_are_inspected_and_merged_as_the_definitions_say(
+    capsys, base, tmp_path, generator
+):
+    names = [f"lora_unet_{BLOCK}.attn1.to_q", f"lora_unet_{BLOCK}.attn2.to_k", "lora_te_"]
+    names[2] += "text_model.encoder.layers.0.self_attn.q_proj"
+    builds, tensors = (loha, lokr, oft), {}
+    names = [name.replace(".", "_") for name in names]
+    for build, name, module in zip(builds, names, MODULES, strict=True):
+        tensors |= build(name, module.shape, generator)
+    path, out = tmp_path / "kinds.safetensors", tmp_path / "out.safetensors"
+    write_safetensors(path, tensors)
+    code, document = run_json(capsys, "inspect", path)
+    assert (code, document["verdict"], document["unused"]) == (0, "fits", [])
+    assert sorted(module["kind"] for module in document["modules"]) == ["loha", "lokr", "oft"]
+    code, receipt = run_json(capsys, "merge", base, "--lora", path, "--strength", "0.7", "-o", out)
+    assert (code, receipt["tensors_changed"]) == (0, 3)
+    assert_same_weights(out, in_memory(base, StackItem(load_lora(path), 0.7, 0.7)))
+    before, after = open_safetensors(base), open_safetensors(out)
+    changed = [key for key in before.tensors if not torch.equal(before.read(key), after.read(key))]
+    for name, shape in zip(names, (m.shape for m in MODULES), strict=True):
+        errors = []
+        for key in changed:
+            old, new = before.read(key), after.read(key)
+            if tuple(old.shape) == shape:
+                exact = old.double() + change64(tensors, name, old, 0.7)
+                errors.append(float((new.double() - exact).norm() / exact.norm()))
+        assert min(errors) < 2**-10
 
 
 def test_the_header_of_a_merge_names_the_loras(capsys, base, lora, tmp_path):

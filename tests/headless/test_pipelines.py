@@ -70,6 +70,32 @@ def test_a_dora_that_peft_trained_works_inside_the_block(pipe, generator):
     assert same_bits(bits_of(pipe.unet), base)
 
 
+@pytest.mark.parametrize("algo", ["loha", "lokr", "diag-oft"])
+def test_a_network_that_lycoris_trained_works_inside_the_block(algo, pipe, generator):
+    """Its own wrapper on the same UNet; files of it name modules ``lycoris_...``."""
+    wrapper = pytest.importorskip("lycoris.wrapper", reason="the extra [lycoris] is missing")
+    unet, plain = pipe.unet, output_of(pipe)
+    trained = copy.deepcopy(unet)
+    wrapper.LycorisNetwork.apply_preset({"target_module": ["Attention", "ResnetBlock2D"]})
+    network = wrapper.create_lycoris(trained, 1.0, linear_dim=2, linear_alpha=1, algo=algo)
+    network.apply_to()
+    for parameter in network.parameters():
+        parameter.data.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    network.eval()
+    tensors = {key: value.detach().clone() for key, value in network.state_dict().items()}
+    pipe.unet = trained
+    with torch.no_grad():
+        expected = output_of(pipe)
+    pipe.unet, base = unet, bits_of(unet)
+    lora = lora_from_tensors("lycoris", tensors)
+    assert {m.kind for m in lora.modules.values()} == {algo.removeprefix("diag-")}
+    with lora_workbench.applied(pipe, [StackItem(lora)]):
+        got = output_of(pipe)
+    assert (expected - plain).norm() > 1e-2 * plain.norm()
+    assert (got - expected).norm() <= 1e-5 * expected.norm()
+    assert same_bits(bits_of(pipe.unet), base)
+
+
 def test_an_error_inside_the_block_brings_the_base_back(pipe, generator):
     lora, base = lora_for(pipeline_weights(pipe), "a", generator), bits_of(pipe.unet)
     with pytest.raises(ZeroDivisionError), lora_workbench.applied(pipe, [StackItem(lora)]):

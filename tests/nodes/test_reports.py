@@ -201,3 +201,12 @@ def test_the_charts_of_an_inspection_are_in_its_form_too(host):
         assert half == pytest.approx(value / 2)
     assert first["highest"] == second["highest"] == max(value for _, value in first["values"])
     assert third is None
+
+
+def test_a_chart_says_that_it_leaves_turns_out(inspect):
+    name = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
+    plain = LoraModel(lora_from_tensors("a", TENSORS))
+    turning = {f"{name}.oft_blocks": torch.ones(20, 16, 16)}
+    assert "OFT" not in inspect(lora_model=plain)
+    report = inspect(lora_model=LoraModel(lora_from_tensors("b", turning)))
+    assert "without 1 OFT modules, whose change depends on the base weights" in report
