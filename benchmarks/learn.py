@@ -61,6 +61,9 @@ RUNS = {
     ),
     "LoRA, rank 32, alpha 4": (AdapterConfig(rank=32, alpha=ALPHA), _PLAIN),
     "rsLoRA, rank 32, alpha 4": (AdapterConfig(rank=32, alpha=ALPHA, rslora=True), _PLAIN),
+    "LoHa, rank 4": (AdapterConfig("loha", 4), _PLAIN),
+    "LoKr, factor 4, full": (AdapterConfig("lokr", factor=4, full_matrix=True), _PLAIN),
+    "OFT, rank 8": (AdapterConfig("oft", 8), _PLAIN),
 }
 BASE, SHOWN = "base", "LoRA, rank 8"
 LOWER = [

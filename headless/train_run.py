@@ -18,7 +18,7 @@ from ..hosts.embedded.parts import Checkpoint
 from ..hosts.embedded.sampling import SAMPLERS, SCHEDULERS
 from ..hosts.embedded.trainable import EmbeddedTrainable
 from ..lora_core.errors import LoraError, UnknownChoiceError
-from ..training.checks import check
+from ..training.checks import check, check_settings
 from ..training.config_file import read_config, read_toml
 from ..training.dataset.data import Dataset
 from ..training.dataset.report import report
@@ -57,13 +57,15 @@ def checked_config(path: Path) -> FileConfig:
     """What a file says, with whole paths.
 
     Raises:
-        LoraError: it is no TOML, or says what cannot be.
+        LoraError: it is no TOML, says what cannot be or would do nothing, or needs a library that
+            is missing.
     """
     config = _with_whole_paths(read_config(FileConfig, read_toml(path)), path.parent)
     if config.preview.sampler not in SAMPLERS:
         raise UnknownChoiceError("sampler", config.preview.sampler, SAMPLERS)
     if config.preview.scheduler not in SCHEDULERS:
         raise UnknownChoiceError("scheduler", config.preview.scheduler, SCHEDULERS)
+    check_settings(config.training)
     return config
 
 

@@ -1,10 +1,13 @@
 """Values that cannot be meant, and options that would do nothing, are refused before a run."""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator
 
-from ..lora_core.errors import LoraError
-from .config import TrainConfig
+from ..lora_core.errors import LoraError, UnknownChoiceError
+from .config import PreviewConfig, TrainConfig
+from .kinds import LYCORIS, idle_fields, require_library
 from .objective import NoiseLevels
+from .optimizer import OPTIMIZERS, READS
 
 _LATENT = 8  # pixels of one
 _Check = tuple[str, object, bool, str]
@@ -22,12 +25,35 @@ def check(config: TrainConfig, levels: NoiseLevels, has_validation: bool) -> Non
     Raises:
         LoraError: names the first option that cannot be used, or that would do nothing.
     """
-    for name, value, is_fine, expected in (*_ranges(config, levels),):
+    check_settings(config)
+    _refuse_wrong(_ranges_of_model(config, levels))
+    _refuse_idle(_idle_here(config, levels, has_validation))
+
+
+def check_settings(config: TrainConfig) -> None:
+    """Look at what neither model nor pictures decide.
+
+    Raises:
+        LoraError: as ``check``, or a library is missing.
+    """
+    require_library(config.adapter.method)
+    if config.optimizer.name not in OPTIMIZERS:
+        raise UnknownChoiceError("optimizer", config.optimizer.name, OPTIMIZERS)
+    _refuse_wrong(_ranges(config))
+    _refuse_idle(_idle_adapter(config))
+    _refuse_idle(_idle(config))
+
+
+def _refuse_wrong(checks: Iterable[_Check]) -> None:
+    for name, value, is_fine, expected in checks:
         if not is_fine:
             raise LoraError(
                 f"{name} cannot be {value!r}.", {"Expected": expected}, "give it such a value."
             )
-    for name, value, acts, needs in _idle(config, levels, has_validation):
+
+
+def _refuse_idle(checks: Iterable[_Check]) -> None:
+    for name, value, acts, needs in checks:
         if not acts:
             raise LoraError(
                 f"{name} would do nothing.",
@@ -36,13 +62,23 @@ def check(config: TrainConfig, levels: NoiseLevels, has_validation: bool) -> Non
             )
 
 
-def _ranges(config: TrainConfig, levels: NoiseLevels) -> Iterator[_Check]:
+def _ranges_of_model(config: TrainConfig, levels: NoiseLevels) -> Iterator[_Check]:
+    last = len(levels.signal) - 1
+    first, end = config.objective.first_timestep, config.objective.last_timestep
+    end = last if end is None else end
+    fits = 0 <= first <= end <= last
+    yield "objective.first_timestep and last_timestep", (first, end), fits, f"0 to {last}, in order"
+
+
+def _ranges(config: TrainConfig) -> Iterator[_Check]:
     adapter, optimizer, run = config.adapter, config.optimizer, config.run
     objective, validation = config.objective, config.validation
-    last = len(levels.signal) - 1
     yield "adapter.rank", adapter.rank, adapter.rank >= 1, "1 or more"
     yield "adapter.alpha", adapter.alpha, adapter.alpha is None or adapter.alpha > 0, "above 0"
     yield "adapter.dropout", adapter.dropout, 0 <= adapter.dropout < 1, "0 to below 1"
+    factor = adapter.factor
+    yield "adapter.factor", factor, factor == -1 or factor >= 1, "-1, or 1 or more"
+    yield "adapter.constraint", adapter.constraint, adapter.constraint >= 0, "0 or more"
     for rule in adapter.rules:
         yield "adapter.rules.rank", rule.rank, (rule.rank or 0) >= 0, "0 or more"
         yield "adapter.rules.rate", rule.rate, rule.rate is None or rule.rate > 0, "above 0"
@@ -64,10 +100,6 @@ def _ranges(config: TrainConfig, levels: NoiseLevels) -> Iterator[_Check]:
     yield "objective.huber_delta", objective.huber_delta, objective.huber_delta > 0, "above 0"
     yield "objective.min_snr_gamma", objective.min_snr_gamma, objective.min_snr_gamma >= 0, "0 up"
     yield "objective.noise_offset", objective.noise_offset, objective.noise_offset >= 0, "0 up"
-    first, end = objective.first_timestep, objective.last_timestep
-    end = last if end is None else end
-    fits = 0 <= first <= end <= last
-    yield "objective.first_timestep and last_timestep", (first, end), fits, f"0 to {last}, in order"
     yield "validation.every", validation.every, validation.every >= 0, "0 or more"
     yield "validation.timesteps", validation.timesteps, validation.timesteps >= 1, "1 or more"
     size = config.preview.size or (_LATENT, _LATENT)
@@ -79,21 +111,61 @@ def _ranges(config: TrainConfig, levels: NoiseLevels) -> Iterator[_Check]:
     yield "checkpoint.every", config.checkpoint.every, config.checkpoint.every >= 0, "0 or more"
 
 
-def _idle(config: TrainConfig, levels: NoiseLevels, has_validation: bool) -> Iterator[_Check]:
-    adapter, optimizer, run = config.adapter, config.optimizer, config.run
-    objective, validation, preview = config.objective, config.validation, config.preview
+def _idle_here(config: TrainConfig, levels: NoiseLevels, has_validation: bool) -> Iterator[_Check]:
+    gamma, every = config.objective.min_snr_gamma, config.validation.every
     is_flow = levels.prediction == "flow"
-    trains_text = bool(adapter.text_encoder)
+    yield "objective.min_snr_gamma", gamma, not (gamma and is_flow), "a model of noise or velocity"
     yield (
-        "optimizer.text_encoder_rate",
-        optimizer.text_encoder_rate,
-        trains_text or optimizer.text_encoder_rate is None,
-        "adapter.text_encoder",
+        "validation.every",
+        every,
+        has_validation or not every,
+        "dataset.validation or dataset.validation_folder",
     )
+
+
+def _idle_adapter(config: TrainConfig) -> Iterator[_Check]:
+    """What the method does not read."""
+    adapter, plus = config.adapter, config.optimizer.lora_plus
+    idle = idle_fields(adapter.method, adapter.full_matrix)
+    defaults = {each.name: each.default for each in dataclasses.fields(adapter)}
+    for name, needs in idle.items():
+        value = getattr(adapter, name)
+        yield f"adapter.{name}", value, value == defaults[name], needs
+    for rule in adapter.rules:
+        is_read = "alpha" not in idle or rule.alpha is None
+        yield "adapter.rules.alpha", rule.alpha, is_read, idle.get("alpha", "")
+        is_read = "rank" not in idle or not rule.rank
+        yield "adapter.rules.rank", rule.rank, is_read, idle.get("rank", "")
+    has_two_sides = adapter.method not in LYCORIS
+    needs = 'adapter.method = "lora" or "dora"'
+    yield "optimizer.lora_plus", plus, has_two_sides or plus == 1, needs
+
+
+def _idle_optimizer(config: TrainConfig) -> Iterator[_Check]:
+    """What the optimiser and its schedule do not read."""
+    optimizer = config.optimizer
+    defaults = {each.name: each.default for each in dataclasses.fields(optimizer)}
+    for name, readers in READS.items():
+        value = getattr(optimizer, name)
+        acts = optimizer.name in readers or value == defaults[name]
+        yield f"optimizer.{name}", value, acts, "one of " + ", ".join(readers)
+    second = optimizer.betas[1]
+    is_read = optimizer.name != "sgd" or second == defaults["betas"][1]
+    yield "optimizer.betas[1]", second, is_read, "an optimizer of two averages"
+    text = optimizer.text_encoder_rate
+    trains_text = bool(config.adapter.text_encoder)
+    needs = "adapter.text_encoder"
+    yield "optimizer.text_encoder_rate", text, trains_text or text is None, needs
     restarts = optimizer.schedule == "cosine_with_restarts"
     yield "optimizer.cycles", optimizer.cycles, restarts or optimizer.cycles == 1, "restarts"
     polynomial = optimizer.schedule == "polynomial"
     yield "optimizer.power", optimizer.power, polynomial or optimizer.power == 1, "polynomial"
+
+
+def _idle(config: TrainConfig) -> Iterator[_Check]:
+    run, objective = config.run, config.objective
+    validation, preview = config.validation, config.preview
+    yield from _idle_optimizer(config)
     yield "run.epochs", run.epochs, not (run.epochs and run.steps), "run.steps = 0"
     is_square = objective.loss == "mse"
     yield (
@@ -102,19 +174,12 @@ def _idle(config: TrainConfig, levels: NoiseLevels, has_validation: bool) -> Ite
         not is_square or objective.huber_delta == 0.1,
         'objective.loss = "huber" or "smooth_l1"',
     )
-    gamma = objective.min_snr_gamma
-    yield "objective.min_snr_gamma", gamma, not (gamma and is_flow), "a model of noise or velocity"
-    yield (
-        "validation.every",
-        validation.every,
-        has_validation or not validation.every,
-        "dataset.validation or dataset.validation_folder",
-    )
-    yield (
-        "validation.patience",
-        validation.patience,
-        bool(validation.every) or not validation.patience,
-        "validation.every",
-    )
+    measures = bool(validation.every)
+    for name, default in (("patience", 0), ("timesteps", 4)):
+        value = getattr(validation, name)
+        yield f"validation.{name}", value, measures or value == default, "validation.every"
     yield "preview.every", preview.every, bool(preview.prompts) or not preview.every, "prompts"
-    yield "preview.prompts", preview.prompts, bool(preview.every) or not preview.prompts, "every"
+    for each in dataclasses.fields(PreviewConfig):
+        value = getattr(preview, each.name)
+        acts = bool(preview.every) or value == each.default
+        yield f"preview.{each.name}", value, acts, "preview.every"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-Method = Literal["lora", "dora"]
+Method = Literal["lora", "dora", "loha", "lokr", "oft"]
 Start = Literal["zero", "pissa"]
 Precision = Literal["fp32", "fp16", "bf16"]
 Loss = Literal["mse", "huber", "smooth_l1"]
@@ -35,13 +35,24 @@ class AdapterConfig:
     """What is trained beside the frozen weights.
 
     Attributes:
-        method: ``"lora"`` (arXiv:2106.09685) or ``"dora"`` (arXiv:2402.09353).
-        rank: Columns of the factors.
-        alpha: The scale is alpha / rank; None is alpha = rank.
-        rslora: The scale is alpha / sqrt(rank) (arXiv:2312.03732).
+        method: ``"lora"`` (arXiv:2106.09685) or ``"dora"`` (arXiv:2402.09353). With the extra
+            ``[lycoris]`` also ``"loha"`` (arXiv:2108.06098), ``"lokr"`` (arXiv:2212.10650) or
+            ``"oft"`` (arXiv:2306.07280).
+        rank: Columns of the factors. OFT turns so many outputs together where they are a whole
+            part of all and no more than the parts; else fewer, as LyCORIS splits them.
+        alpha: The scale is alpha / rank; None is alpha = rank. OFT has none, nor has a LoKr of two
+            full matrices.
+        rslora: The scale is alpha / sqrt(rank) (arXiv:2312.03732); LoRA and DoRA alone.
         start: ``"zero"``: A random, B zero. ``"pissa"``: the largest singular vectors of the
             weight (arXiv:2404.02948).
-        dropout: Share of a target's inputs that are zero in a step, 0 to below 1.
+        dropout: Share of a target's inputs that are zero in a step, 0 to below 1; of LoHa and LoKr
+            the share of what they add to its outputs. OFT has none.
+        factor: Of LoKr: the first matrix is at most so large on each side; -1 makes both alike.
+        decompose_both: Of LoKr: the first matrix is a product of two factors too.
+        full_matrix: Of LoKr: both matrices are full, whatever the rank.
+        tucker: Of LoHa: convolutions have a core between their factors.
+        constraint: Of OFT: how far all turns may go together, per output; 0 does not bound them.
+        rescale: Of OFT: each output gets a factor too.
         targets: Selectors as in a weighting; a weight is trained when one of them names it.
         text_encoder: Selectors of the text encoders' targets; empty trains the UNet alone.
         rules: Exceptions.
@@ -53,6 +64,12 @@ class AdapterConfig:
     rslora: bool = False
     start: Start = "zero"
     dropout: float = 0.0
+    factor: int = -1
+    decompose_both: bool = False
+    full_matrix: bool = False
+    tucker: bool = False
+    constraint: float = 0.0
+    rescale: bool = False
     targets: tuple[str, ...] = ("attn", "ff", "proj")
     text_encoder: tuple[str, ...] = ()
     rules: tuple[TargetRule, ...] = ()
@@ -66,10 +83,10 @@ class OptimizerConfig:
         name: A key of ``optimizer.OPTIMIZERS``.
         rate: Learning rate.
         text_encoder_rate: That of the text encoders; None is ``rate``.
-        lora_plus: B's rate over A's (arXiv:2402.12354); 1 is plain LoRA.
-        weight_decay: Of the optimiser.
-        betas: Of Adam and its kin.
-        epsilon: Of Adam and its kin.
+        lora_plus: B's rate over A's (arXiv:2402.12354); 1 is plain LoRA. LoRA and DoRA alone.
+        weight_decay: Of every optimiser but ``adam``.
+        betas: Of every optimiser but ``adafactor``; ``sgd`` takes the first one as its momentum.
+        epsilon: Of ``adamw``, ``adam`` and ``adamw8bit``.
         clip_norm: Largest norm of all gradients together; 0 does not clip.
         schedule: The rate over the optimiser steps, as diffusers names it.
         warmup_steps: Optimiser steps in which the rate rises from 0.

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .injection import Factors
-
-_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+from .factors import Factors
+from .kinds import file_bytes
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,28 @@ def size_of(factors: Sequence[Factors], parts: Mapping[str, nn.Module], dtype: s
         parts: The model's parts; those that are trained count as the model.
         dtype: Of the finished file.
     """
-    trained = [parameter for each in factors for parameter in each.parameters.values()]
-    count = sum(parameter.numel() for parameter in trained)
-    components = {each.trained.component for each in factors}
-    whole = sum(p.numel() for name in components for p in parts[name].parameters()) - count
-    return Size(
-        len(factors), count, count / whole, count * _BYTES[dtype] + 4 * len(factors), count * 4 * 4
+    sizes = [{role: p.numel() for role, p in each.parameters.items()} for each in factors]
+    own = {id(p) for each in factors for p in each.parameters.values()}
+    whole = sum(
+        parameter.numel()
+        for name in {each.trained.component for each in factors}
+        for parameter in parts[name].parameters()
+        if id(parameter) not in own
     )
+    return size_from(sizes, whole, dtype)
+
+
+def size_from(sizes: Sequence[Mapping[str, int]], whole: int, dtype: str) -> Size:
+    """What factors of these roles and numbers cost.
+
+    Args:
+        sizes: Of each module, ``role_sizes``.
+        whole: The model's own numbers.
+        dtype: Of the finished file.
+    """
+    count = sum(sum(one.values()) for one in sizes)
+    stored = sum(file_bytes(one, dtype) for one in sizes)
+    return Size(len(sizes), count, count / whole, stored, count * 4 * 4)
 
 
 def measured(step: Callable[[], object], parameters: Iterable[Tensor]) -> Measured:

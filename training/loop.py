@@ -14,8 +14,9 @@ from ..lora_core.lora import Lora
 from .config import TrainConfig
 from .cost import Measured, measured
 from .dropout import Draws
+from .factors import Factors
 from .feed import Feed, SampleKey
-from .injection import Factors, ejected
+from .injection import ejected
 from .losses import Losses
 from .mover import Mover
 from .processes import Processes
@@ -160,6 +161,7 @@ class Trainer:
         The step runs once before: it makes latents that are not in the cache, and warms up.
         """
         weights = [p for part in self.model.parts.values() for p in part.parameters()]
+        weights += [p for each in self.factors for p in each.parameters.values()]
         self._gradients()
         found = measured(self._gradients, weights)
         self._mover.clear()
@@ -231,7 +233,7 @@ class Trainer:
         size = config.size or self.feed.size
         with self.averaged():
             lora = self._as_lora()
-        with ejected(self.model.parts, self.factors), torch.no_grad():
+        with ejected(self.factors), torch.no_grad():
             for index, prompt in enumerate(config.prompts):
                 seed = seed_of(self.config.run.seed, "preview", index)
                 picture = self.model.preview(prompt, config, size, seed, lora)

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from .config import Output, TrainConfig
+from .config import AdapterConfig, Output, TrainConfig
 from .dataset.captions import plain_caption
 from .dataset.data import Dataset
 from .dataset.facts import dataset_facts, tag_frequency
 from .export import TrainingFacts, metadata
 from .export.metadata import KOHYA_KEYS
+from .kinds import LYCORIS, idle_fields
 from .targets import TrainedTarget
 from .trainable import Trainable
 
@@ -45,6 +46,7 @@ def training_facts(
     }
     more |= _kohya_options(config)
     ranks = {target.rank for target in targets}
+    idle = idle_fields(config.adapter.method, config.adapter.full_matrix)
     alphas = {target.alpha for target in targets}
     per_epoch = found["ss_num_batches_per_epoch"] or 1
     data: dict[str, Any] = {"dataset": asdict(dataset.settings), "training": asdict(config)}
@@ -58,8 +60,10 @@ def training_facts(
         family=model.table.family,
         v_prediction=model.levels.prediction == "v_prediction",
         rank=next(iter(ranks)) if len(ranks) == 1 else None,
-        alpha=next(iter(alphas)) if len(alphas) == 1 else None,
+        alpha=next(iter(alphas)) if len(alphas) == 1 and "alpha" not in idle else None,
         is_dora=config.adapter.method == "dora",
+        algo=LYCORIS.get(config.adapter.method),
+        network_args=_lycoris_arguments(config.adapter),
         resolution=dataset.settings.target,
         learning_rate=config.optimizer.rate,
         optimizer=config.optimizer.name,
@@ -82,6 +86,19 @@ def training_facts(
         more=more,
     )
     return metadata(facts)
+
+
+def _lycoris_arguments(config: AdapterConfig) -> dict[str, object]:
+    """As LyCORIS' own ``network_args`` would have them: text; defaults are left out."""
+    values = {
+        "factor": (config.factor, -1),
+        "decompose_both": (config.decompose_both, False),
+        "full_matrix": (config.full_matrix, False),
+        "use_tucker": (config.tucker, False),
+        "constraint": (config.constraint, 0.0),
+        "rescaled": (config.rescale, False),
+    }
+    return {name: str(value) for name, (value, usual) in values.items() if value != usual}
 
 
 def _kohya_options(config: TrainConfig) -> dict[str, object]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .average import Average
 from .config import TrainConfig
-from .injection import Factors
+from .factors import Factors
 from .optimizer import make_optimizer, parameters_of
 from .processes import Processes
 from .state import pack_optimizer, unpack_optimizer

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..lora_core.errors import LoraError, UnknownChoiceError
 from .config import OptimizerConfig
-from .injection import Factors
+from .factors import Factors
 
 _Groups = list[dict[str, Any]]
 
@@ -132,6 +132,15 @@ def _library(module: str, package: str) -> ModuleType:
             f"This optimizer needs {package}.", {"Cause": error}, f"pip install {package}"
         ) from error
 
+
+READS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "weight_decay": ("adamw", "sgd", "adafactor", "adamw8bit", "prodigy", "lion"),
+        "betas": ("adamw", "adam", "sgd", "adamw8bit", "prodigy", "lion"),
+        "epsilon": ("adamw", "adam", "adamw8bit"),
+    }
+)
+"""The options of ``OptimizerConfig`` that some optimisers alone read, and which."""
 
 OPTIMIZERS: Mapping[str, Callable[[_Groups, OptimizerConfig], Optimizer]] = MappingProxyType(
     {

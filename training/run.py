@@ -17,10 +17,10 @@ from .config import Output, TrainConfig
 from .cost import cost_text, size_of
 from .dataset.data import Dataset
 from .dropout import Draws
-from .export import TrainedModule, export, exported_tensors, named_modules
-from .export.from_peft import trained_modules
+from .export import Trained, export, exported_tensors, named_modules
 from .hashes import weights_hash
-from .injection import Factors, injected
+from .injection import injected
+from .kinds import LYCORIS
 from .loop import History, Trainer
 from .metadata_facts import training_facts
 from .picture_feed import PictureFeed
@@ -143,7 +143,7 @@ def _trainer(
     """A trainer before its first step; afterwards the model is as it was."""
     check(config, model.levels, bool(dataset.validation))
     targets = choose_targets(model.parts, model.weights, config.adapter)
-    _refuse_form(output, targets)
+    _refuse_form(output, config.adapter.method, targets)
     draws, seed = Draws(config.run.seed), config.run.seed
     with ExitStack() as stack:
         stack.enter_context(model.loaded())
@@ -163,7 +163,7 @@ def _trainer(
             key,
             watcher,
             draws,
-            lambda: _live_lora(output.name, modules_of(model, factors, is_live=True), model),
+            lambda: _live_lora(output.name, [f.learnt(is_live=True) for f in factors], model),
         )
 
 
@@ -181,7 +181,7 @@ def _finish(trainer: Trainer, dataset: Dataset, output: Output) -> tuple[Path, t
         config, model, steps = trainer.config, trainer.model, trainer.steps
         facts = training_facts(dataset, config, output, model, targets, trainer.step, steps)
         with trainer.averaged():
-            modules = modules_of(model, trainer.factors)
+            modules = [each.learnt() for each in trainer.factors]
         try:
             warnings = _export(modules, trainer, path, output, facts)
         except OSError as error:
@@ -200,7 +200,13 @@ def _file_name(output: Output, step: int | None) -> str:
     return f"lora{ending}" if step is None else f"lora-step-{step:08}{ending}"
 
 
-def _refuse_form(output: Output, targets: Sequence[TrainedTarget]) -> None:
+def _refuse_form(output: Output, method: str, targets: Sequence[TrainedTarget]) -> None:
+    if method in LYCORIS and output.form != "kohya":
+        raise LoraError(
+            f"The form {output.form!r} has no names for what {method!r} trains.",
+            {"output.form": output.form, "adapter.method": method},
+            'take output.form = "kohya", or train with adapter.method = "lora".',
+        )
     components = list(dict.fromkeys(target.component for target in targets))
     if output.form == "peft" and len(components) > 1:
         raise LoraError(
@@ -221,36 +227,13 @@ def planned_steps(config: TrainConfig, batches_per_epoch: int) -> int:
     return run.steps or -(-run.epochs * batches_per_epoch // run.accumulation)
 
 
-def modules_of(
-    model: Trainable, factors: Sequence[Factors], is_live: bool = False
-) -> list[TrainedModule]:
-    """The factors as they are, for the exporter.
-
-    Args:
-        model: Of the run.
-        factors: All of the run.
-        is_live: Whether they go onto the model as it is in the run, which lacks PiSSA's start.
-    """
-    begun = () if is_live else factors
-    starts = {(f.trained.component, f.trained.module): f.initial for f in begun if f.initial}
-    found: list[TrainedModule] = []
-    for component, part in model.parts.items():
-        own = [f.trained for f in factors if f.trained.component == component]
-        targets = {trained.module: trained.target for trained in own}
-        initial = {
-            t.module: starts[component, t.module] for t in own if (component, t.module) in starts
-        }
-        found += trained_modules(part, targets, initial=initial) if targets else []
-    return found
-
-
-def _live_lora(name: str, modules: Sequence[TrainedModule], model: Trainable) -> Lora:
+def _live_lora(name: str, modules: Sequence[Trained], model: Trainable) -> Lora:
     tensors = exported_tensors(named_modules(modules, model.table), dtype="fp32")
     return lora_from_tensors(name, {key: tensor.clone() for key, tensor in tensors.items()})
 
 
 def _export(
-    modules: Sequence[TrainedModule],
+    modules: Sequence[Trained],
     trainer: Trainer,
     path: Path,
     output: Output,

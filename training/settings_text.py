@@ -8,25 +8,27 @@ from typing import Any
 
 from ..lora_core.errors import LoraError, UnknownChoiceError
 from ..lora_core.models.target import Target
-from .config import TrainConfig
+from .checks import check_settings
+from .config import AdapterConfig, Output, TrainConfig
 from .config_file import parse_toml, read_config
-from .cost import Size
+from .cost import Size, size_from
+from .kinds import idle_fields, role_sizes
 from .presets import PRESETS, merged
 from .targets import chosen_weights
 
 _MEGA = 1e6
-_FP16_BYTES = 2
 
 
 def settings_of(preset: str, overrides: str) -> TrainConfig:
-    """A preset with changes.
+    """A preset with changes; what the chosen method does not read is left out of the preset.
 
     Args:
         preset: A key of ``PRESETS``.
         overrides: TOML, such as ``run.steps = 800``.
 
     Raises:
-        LoraError: an unknown preset or key, or a value of another kind.
+        LoraError: an unknown preset or key, a value of another kind or one that would do nothing,
+            or a method whose library is missing.
     """
     if preset not in PRESETS:
         raise UnknownChoiceError("preset", preset, PRESETS)
@@ -36,7 +38,17 @@ def settings_of(preset: str, overrides: str) -> TrainConfig:
         raise LoraError(
             "run.seed would do nothing here.", {}, "set the seed on Train LoRA, and leave it out."
         )
-    return read_config(TrainConfig, merged(PRESETS[preset].settings, changes))
+    adapter = changes.get("adapter", {})
+    idle = idle_fields(
+        adapter.get("method", AdapterConfig.method), adapter.get("full_matrix", False)
+    )
+    told = {
+        name: table if name != "adapter" else {k: v for k, v in table.items() if k not in idle}
+        for name, table in PRESETS[preset].settings.items()
+    }
+    config = read_config(TrainConfig, merged(told, changes))
+    check_settings(config)
+    return config
 
 
 def explained(preset: str, config: TrainConfig) -> str:
@@ -46,8 +58,9 @@ def explained(preset: str, config: TrainConfig) -> str:
     for path, value in changed_settings(config).items():
         reason = chosen.reasons.get(path) if _is_preset_s(chosen.settings, path, value) else None
         lines.append(f"  {path} = {_toml(value)}" + (f": {reason}" if reason else ""))
-    told = set(changed_settings(config))
-    lines += [f"  {path}: {text}" for path, text in chosen.reasons.items() if path not in told]
+    known = {f"{name}.{key}" for name, table in chosen.settings.items() for key in table}
+    known |= set(changed_settings(config))
+    lines += [f"  {path}: {text}" for path, text in chosen.reasons.items() if path not in known]
     return "\n".join(lines)
 
 
@@ -88,16 +101,10 @@ def _costs(size: Size) -> str:
 
 def _size(config: TrainConfig, weights: Mapping[str, Mapping[str, Target]]) -> Size:
     chosen = chosen_weights(weights, config.adapter)
-    count = sum(_numbers(each.target.shape, each.rank) for each in chosen)
+    sizes = [role_sizes(each.target.shape, each.rank, config.adapter) for each in chosen]
     components = {each.component for each in chosen}
     whole = sum(math.prod(t.shape) for name in components for t in weights[name].values())
-    file_bytes = count * _FP16_BYTES + 4 * len(chosen)
-    return Size(len(chosen), count, count / whole, file_bytes, count * 16)
-
-
-def _numbers(shape: tuple[int, ...], rank: int) -> int:
-    out, *inside = shape
-    return rank * (out + math.prod(inside))
+    return size_from(sizes, whole, Output().dtype)
 
 
 def _toml(value: object) -> str:

@@ -9,6 +9,7 @@ from ..lora_core.errors import LoraError
 from ..lora_core.models.target import Target
 from ..lora_core.weighting.selectors import Selector, parse_selector
 from .config import AdapterConfig, TargetRule
+from .kinds import LYCORIS, oft_blocks, require_library, role_sizes
 
 _TRAINED_TYPES = (nn.Linear, nn.Conv2d)
 
@@ -89,6 +90,11 @@ def chosen_weights(
             {"Targets": ", ".join(config.targets) or "none", "Rules": len(config.rules)},
             "name targets, for example attn and ff.",
         )
+    if config.method in LYCORIS:
+        require_library(config.method)
+        _refuse_idle_options(config, kept)
+    if config.method == "oft" and not config.rescale:
+        _refuse_blocks_of_one(kept)
     return kept
 
 
@@ -134,4 +140,36 @@ def _refuse_idle_rules(rules: Iterable[TargetRule], targets: Iterable[TrainedTar
                 f"The rule {rule.select!r} names no trained weight.",
                 {},
                 "take the rule out, or add its weights to the targets.",
+            )
+
+
+def _refuse_idle_options(config: AdapterConfig, targets: Iterable[TrainedTarget]) -> None:
+    """Options of LyCORIS that no target has a use for."""
+    roles = [set(role_sizes(t.target.shape, t.rank, config)) for t in targets]
+    is_full = all(own == {"lokr_w1", "lokr_w2"} for own in roles)
+    has_core = any("hada_t1" in own for own in roles)
+    has_two = any("lokr_w1_a" in own for own in roles)
+    for name, is_set, acts, needs in (
+        ("tucker", config.tucker, has_core, "convolutions of more than one place"),
+        ("decompose_both", config.decompose_both, has_two, "first matrices larger than the rank"),
+        ("alpha", config.alpha not in (None, config.rank), not is_full, "matrices of low rank"),
+    ):
+        if is_set and not acts:
+            raise LoraError(
+                f"adapter.{name} would do nothing.",
+                {"Method": config.method, "Rank": config.rank, "Needs": needs},
+                f"leave adapter.{name} out, or change rank and targets.",
+            )
+
+
+def _refuse_blocks_of_one(targets: Iterable[TrainedTarget]) -> None:
+    """A block of one output cannot be turned."""
+    for trained in targets:
+        outputs = trained.target.shape[0]
+        size, _ = oft_blocks(outputs, trained.rank)
+        if size == 1:
+            raise LoraError(
+                f"OFT would learn nothing of {trained.target.canonical}.",
+                {"Outputs": outputs, "Rank": trained.rank, "Outputs that are turned together": 1},
+                "take a smaller rank that divides the outputs, or leave this weight out.",
             )

@@ -20,6 +20,11 @@ from .training_runs import (
 pytestmark = pytest.mark.comfyui("0.30", "the trainer is written for 0.30")
 
 TEXT = {"text_encoder": ("te",)}
+LYCORIS = (
+    {"method": "loha", "dropout": 0.3, "targets": ("attn", "conv"), **TEXT},
+    {"method": "lokr", "factor": 4, "targets": ("attn", "conv"), **TEXT},
+    {"method": "oft", "targets": ("attn", "proj", "ff"), **TEXT},
+)
 
 
 @pytest.fixture(autouse=True)
@@ -59,8 +64,8 @@ def same_tensors(ours, theirs):
 
 @pytest.mark.parametrize(
     "adapter",
-    [{}, TEXT, {"start": "pissa"}, {"method": "dora"}, {"dropout": 0.3, **TEXT}],
-    ids=["plain", "text", "pissa", "dora", "dropout"],
+    [{}, TEXT, {"start": "pissa"}, {"method": "dora"}, {"dropout": 0.3, **TEXT}, *LYCORIS],
+    ids=["plain", "text", "pissa", "dora", "dropout", "loha", "lokr", "oft"],
 )
 def test_a_run_learns_and_leaves_the_base_as_it_was(runs, adapter):
     before = state_of(runs.parts)
@@ -70,18 +75,26 @@ def test_a_run_learns_and_leaves_the_base_as_it_was(runs, adapter):
     assert not hasattr(runs.model.model, "peft_config")
     assert all(map(math.isfinite, watcher.losses))
     assert (outcome.steps, outcome.new_steps, outcome.is_complete) == (2, 2, True)
-    ups = {key: value for key, value in tensors(outcome).items() if ".lora_up." in key}
-    assert all(tensor.abs().max() > 0 for tensor in ups.values())
-    assert any(key.startswith("lora_te_") for key in ups) == ("text_encoder" in adapter)
-    assert not any("text_projection" in key for key in ups)
+    found = {key: value for key, value in tensors(outcome).items() if not key.endswith(".alpha")}
+    assert all(tensor.abs().max() > 0 for tensor in found.values())
+    assert any(key.startswith("lora_te_") for key in found) == ("text_encoder" in adapter)
+    assert not any("text_projection" in key for key in found)
 
 
-@pytest.mark.parametrize("kind", ["interrupt", "error"])
-def test_a_run_that_is_broken_off_leaves_the_base_and_goes_on(runs, kind):
+@pytest.mark.parametrize(
+    ("kind", "adapter"),
+    [
+        ("interrupt", {"start": "pissa"}),
+        ("error", {"start": "pissa"}),
+        ("interrupt", {"method": "oft", "targets": ("attn",), **TEXT}),
+    ],
+    ids=["interrupt", "error", "oft"],
+)
+def test_a_run_that_is_broken_off_leaves_the_base_and_goes_on(runs, kind, adapter):
     from comfy.model_management import InterruptProcessingException
 
     raised = {"interrupt": InterruptProcessingException, "error": RuntimeError}[kind]
-    before, config = state_of(runs.parts), runs.config(steps=4, adapter={"start": "pissa"})
+    before, config = state_of(runs.parts), runs.config(steps=4, adapter=adapter)
     with pytest.raises(raised):
         runs.train(config, Listener(raises=raised(), raise_after=3))
     assert same_state(before, state_of(runs.parts)) == []
@@ -203,29 +216,37 @@ def test_a_base_in_half_precision_is_trained_and_kept(
     assert same_state(before, state_of(runs.parts)) == []
 
 
-def test_core_computes_with_the_file_what_the_trainer_computed(runs, comfy):
+@pytest.mark.parametrize("method", ["lora", "loha", "lokr", "oft"])
+@pytest.mark.parametrize("program", ["core", "ours"])
+def test_the_file_computes_what_the_trainer_computed(runs, comfy, method, program):
     from comfy import model_management
 
     import nodes
 
-    pack, config, model = runs.pack, runs.config(adapter={"targets": ("unet",)}), runs.trainable()
+    adapter = {"method": method, "rank": 2, "targets": ("unet",)}
+    pack, config, model = runs.pack, runs.config(adapter=adapter), runs.trainable()
     noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     times, size = torch.tensor([400]), pack.trainable.PictureSize((64, 64), (0, 0), (64, 64))
     targets = pack.targets.choose_targets(model.parts, model.weights, config.adapter)
     path = comfy.loras_dir / "trained.safetensors"
+    numbers = torch.Generator().manual_seed(2)
     with torch.no_grad(), model.loaded():
         conditions = model.conditions(model.encode_captions(["a dot"]), [size])
         base = model.predict(noisy, times, conditions)
         draws = pack.dropout.Draws(0)
         with pack.injection.injected(model.parts, targets, config.adapter, 0, draws) as factors:
-            for each in factors:
-                torch.nn.init.normal_(each.up, std=0.02)
+            for parameter in (p for each in factors for p in each.parameters.values()):
+                parameter += torch.randn(parameter.shape, generator=numbers) * 0.02
             trained = model.predict(noisy, times, conditions)
-            modules = pack.run.modules_of(model, factors)
+            modules = [each.learnt() for each in factors]
             pack.export.export(modules, model.table, path, "kohya", "fp32", {}, overwrite=True)
     with torch.inference_mode():
-        loaded, _ = nodes.LoraLoader().load_lora(runs.model, runs.clip, path.name, 1.0, 0.0)
-        assert len(loaded.patches) == len(targets)
+        if program == "core":
+            loaded, _ = nodes.LoraLoader().load_lora(runs.model, runs.clip, path.name, 1.0, 0.0)
+            assert len(loaded.patches) == len(targets)
+        else:
+            item = runs.stack_item(pack.lora.load_lora(path), 1.0)
+            loaded = runs.host.apply(runs.model, runs.clip, [item], "error", "auto").model
         model_management.load_models_gpu([loaded])
         patched = model.predict(noisy, times, conditions)
     effect = (trained - base).norm()

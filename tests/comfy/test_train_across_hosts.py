@@ -16,6 +16,8 @@ pytestmark = pytest.mark.comfyui("0.30", "the trainer is written for 0.30")
 SETTINGS = {
     "unet": 'run.steps = 20\nadapter.targets = ["attn", "conv"]\nrun.batch_size = 2',
     "text": 'run.steps = 20\nadapter.text_encoder = ["te"]\nadapter.dropout = 0.1',
+    "oft": 'run.steps = 6\nadapter.method = "oft"\nadapter.rank = 4\nadapter.targets = ["attn"]'
+    '\noptimizer.warmup_steps = 0\noptimizer.schedule = "constant"',
     "pissa": 'run.steps = 20\nadapter.start = "pissa"\noptimizer.rate = 1e-4',
 }
 

@@ -20,6 +20,7 @@ MODULES = {
     "host": "hosts.comfy.host",
     "export": "training.export",
     "stack": "lora_core.stack",
+    "lora": "lora_core.lora",
     "errors": "lora_core.errors",
 }
 

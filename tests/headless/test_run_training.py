@@ -29,7 +29,7 @@ def node(kind, **inputs):
     return {"class_type": kind, "inputs": inputs}
 
 
-def graph(steps=2):
+def graph(steps=2, method="lora"):
     """From pictures to a picture with what was learnt of them."""
     base = {"model": ["1", 0], "clip": ["1", 1]}
     return {
@@ -38,7 +38,7 @@ def graph(steps=2):
         "3": node(
             "LoraWorkbenchTrainSettings",
             preset="quick look",
-            overrides=SETTINGS.format(steps=steps),
+            overrides=SETTINGS.format(steps=steps) + f'adapter.method = "{method}"',
         ),
         "4": node(
             "LoraWorkbenchTrain",
@@ -96,14 +96,15 @@ def steps_of(document):
     return int(found[1]), int(found[2])
 
 
-def test_a_graph_trains_and_uses_a_lora_and_does_not_train_it_twice(run, tmp_path):
-    code, document = run(graph())
+@pytest.mark.parametrize("method", ["lora", "loha", "lokr", "oft"])
+def test_a_graph_trains_and_uses_a_lora_and_does_not_train_it_twice(run, tmp_path, method):
+    code, document = run(graph(method=method))
     assert (code, document["errors"]) == (0, [])
     assert steps_of(document) == (2, 2)
     assert (tmp_path / "out" / "loras" / "dots.safetensors").is_file()
     pictures = [item["file"] for item in document["outputs"] if "file" in item]
     assert len(pictures) == 1
-    _, again = run(graph())
+    _, again = run(graph(method=method))
     assert steps_of(again) == (2, 0)
 
 

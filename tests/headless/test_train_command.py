@@ -200,6 +200,12 @@ WRONG = {
     "every = 2": ('every = 2\n[output]\ndtype = "fp8"', "Known: bf16, fp16, fp32"),
     "every = 2 ": ('every = 2\n[preview]\nsampler = "eulr"', "use 'euler'"),
     "every = 2  ": ("every = 2\n[preview]\nsize = [65, 64]", "multiples of 8"),
+    "rank = 2": ('rank = 2\nmethod = "oft"\nalpha = 2.0', "adapter.alpha would do nothing"),
+    "rate = 1e-3 ": (
+        'name = "adam"\nweight_decay = 0.1',
+        "optimizer.weight_decay would do nothing",
+    ),
+    "every = 2   ": ("every = 2\n[preview]\nsteps = 9", "preview.steps would do nothing"),
     "[model]": ("rank = 4\n[model]", "Did you mean: adapter.rank"),
     "[dataset]": ('device = "abacus"\n[dataset]', "The device 'abacus' cannot be used"),
 }
@@ -231,6 +237,28 @@ def test_missing_libraries_are_named_with_one_pip_line(user, monkeypatch):
     assert code == 2
     assert "Missing: peft" in err
     assert 'pip install "comfyui-lora-workbench[train]"' in err
+
+
+def test_a_missing_extra_is_named_before_a_model_is_loaded(user, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "lycoris" else find(name)
+    )
+    monkeypatch.setattr(train_run, "load_checkpoint", lambda *_: pytest.fail("loaded"))
+    code, out, err = user.train(changes=[("rank = 2", 'method = "lokr"')])
+    assert (code, out) == (2, "")
+    assert "pip install 'comfyui-lora-workbench[lycoris]'" in err
+
+
+@pytest.mark.parametrize("method", ["loha", "lokr", "oft"])
+def test_lycoris_kinds_leave_one_json_document_on_standard_output(user, method):
+    """LyCORIS logs there how it splits sides."""
+    code, out, _ = user.train("--json", changes=[("rank = 2", f'method = "{method}"\nrank = 4')])
+    assert code == 0
+    told = json.loads(out)
+    assert told["modules"] == 64
+    assert {module.kind for module in load_lora(Path(told["file"])).modules.values()} == {method}
+    assert "diffusers (0.42) refuses such files" in told["warnings"][0]
 
 
 def test_pictures_and_captions_that_cannot_be_read(user):

@@ -68,6 +68,16 @@ def clean_parts(family: str) -> dict[str, nn.Module]:
     return parts
 
 
+def table_of(family: str) -> ModelTable:
+    """The names of all weights of ``clean_parts``."""
+    shapes = {
+        f"{name}.{key}": tuple(value.shape)
+        for name, part in clean_parts(family).items()
+        for key, value in part.state_dict().items()
+    }
+    return table_from_shapes(shapes)
+
+
 def chosen(part: nn.Module, endings: tuple[str, ...], kinds=nn.Linear | nn.Conv2d) -> list[str]:
     return [
         path
@@ -87,12 +97,7 @@ def trained(family: str, settings: str) -> Live:
         name: injected(part, chosen(part, unet if name == "unet" else TEXT, kinds), options)
         for name, part in ((name, deepcopy(part)) for name, part in clean.items())
     }
-    shapes = {
-        f"{name}.{key}": tuple(value.shape)
-        for name, part in clean.items()
-        for key, value in part.state_dict().items()
-    }
-    table = table_from_shapes(shapes)
+    table = table_of(family)
     by_key = {target.target_key: target for target in table.targets}
     modules, deltas = [], {}
     for name, (part, initial) in parts.items():

@@ -11,13 +11,15 @@ from lora_workbench.training.injection import injected
 from lora_workbench.training.targets import choose_targets
 from lora_workbench.training.trainable import PictureSize
 
+from .lycoris_cases import fill
 from .runs import tiny_trainable
 
+DROPOUT = AdapterConfig(rank=4, dropout=0.3)
 
-def gradients(depth):
-    """Of one loss with dropout; and the bytes kept for the backward pass."""
+
+def gradients(depth, adapter=DROPOUT):
+    """Of one loss; and the bytes kept for the backward pass."""
     model, draws = tiny_trainable(), Draws(0)
-    adapter = AdapterConfig(rank=4, dropout=0.3)
     targets = choose_targets(model.parts, model.weights, adapter)
     kept = 0
 
@@ -31,8 +33,7 @@ def gradients(depth):
     conditions = model.conditions(model.encode_captions(["a", "b"]), sizes)
     unet = model.parts["unet"]
     with injected(model.parts, targets, adapter, 0, draws) as factors:
-        for each in factors:
-            torch.nn.init.normal_(each.up, generator=torch.Generator().manual_seed(2))
+        fill(factors)
         with checkpointed(unet, depth, draws):
             with draws.of([(0, 0), (0, 1)]), torch.autograd.graph.saved_tensors_hooks(count, id_):
                 loss = (model.predict(noisy, torch.tensor([10, 700]), conditions) ** 2).mean()
@@ -52,6 +53,17 @@ def test_gradients_are_the_same_and_less_is_kept(depth):
     found, kept = gradients(depth)
     assert all(torch.equal(left, right) for left, right in zip(found, wanted, strict=True))
     assert kept < 0.7 * all_kept
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [AdapterConfig("loha", 2, dropout=0.3), AdapterConfig("lokr", 1, dropout=0.3),
+     AdapterConfig("oft", 2, rescale=True)],
+    ids=lambda adapter: adapter.method,
+)  # fmt: skip
+def test_gradients_of_lycoris_kinds_are_the_same(adapter):
+    found, wanted = gradients(1, adapter)[0], gradients(0, adapter)[0]
+    assert all(torch.equal(left, right) for left, right in zip(found, wanted, strict=True))
 
 
 def test_a_depth_that_the_model_has_not_is_refused():

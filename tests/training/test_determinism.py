@@ -26,13 +26,26 @@ EVERYTHING = {
     "seed": 3,
 }
 
+_LYCORIS = {
+    **EVERYTHING,
+    "optimizer": OptimizerConfig(rate=1e-3, schedule="cosine", warmup_steps=2),
+}
+TEXT = ("te1 & q", "te1 & v")
+RUNS = {
+    "lora": EVERYTHING,
+    "loha": {**_LYCORIS, "adapter": AdapterConfig("loha", 2, dropout=0.2, text_encoder=TEXT)},
+    "lokr": {**_LYCORIS, "adapter": AdapterConfig("lokr", 1, factor=2, text_encoder=TEXT)},
+    "oft": {**_LYCORIS, "adapter": AdapterConfig("oft", 2, rescale=True, text_encoder=TEXT)},
+}
+
 
 def same(left, right):
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
-def test_two_runs_are_equal_bit_for_bit(tmp_path):
-    config = short_run(**EVERYTHING)
+@pytest.mark.parametrize("name", RUNS)
+def test_two_runs_are_equal_bit_for_bit(name, tmp_path):
+    config = short_run(**RUNS[name])
     torch.manual_seed(1)
     first, losses = run(config, tmp_path / "a")
     torch.manual_seed(2)  # the global numbers are nobody's business
@@ -47,18 +60,23 @@ def test_another_seed_is_another_run(tmp_path):
     assert not any(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_factor_starts_alike_whatever_else_is_trained(tmp_path):
-    alone = AdapterConfig(rank=4, targets=("attn1 & q",))
+@pytest.mark.parametrize(("method", "rank"), [("lora", 4), ("loha", 2), ("lokr", 1), ("oft", 2)])
+def test_a_factor_starts_alike_whatever_else_is_trained(method, rank, tmp_path):
+    alone = AdapterConfig(method, rank, targets=("attn1 & q",))
     stopped = Quiet(stop_after=0)
     few, _ = run(short_run(alone), tmp_path / "a", watcher=stopped)
-    many, _ = run(short_run(AdapterConfig(rank=4)), tmp_path / "b", watcher=stopped)
+    many, _ = run(short_run(AdapterConfig(method, rank)), tmp_path / "b", watcher=stopped)
     assert few.keys() < many.keys()
     assert all(torch.equal(few[name], many[name]) for name in few)
 
 
-@pytest.mark.parametrize("stops", [(3,), (2, 2), (1, 1, 1)])
-def test_a_run_that_was_stopped_goes_on_with_the_same_bits(stops, tmp_path):
-    config = short_run(**EVERYTHING)
+@pytest.mark.parametrize(
+    ("name", "stops"),
+    [("lora", (3,)), ("lora", (2, 2)), ("lora", (1, 1, 1)), ("loha", (2, 2)), ("lokr", (2, 2)),
+     ("oft", (2, 2))],
+)  # fmt: skip
+def test_a_run_that_was_stopped_goes_on_with_the_same_bits(name, stops, tmp_path):
+    config = short_run(**RUNS[name])
     whole, losses = run(config, tmp_path / "whole")
     for steps in stops:
         run(config, tmp_path / "parts", watcher=Quiet(stop_after=steps))

@@ -42,8 +42,11 @@ def shape_of(module):
         AdapterConfig(rank=4, method="dora"),
         AdapterConfig(rank=2, start="pissa"),
         AdapterConfig(rank=4, rslora=True, dropout=0.5),
+        AdapterConfig("loha", 2, dropout=0.5, targets=("unet",), text_encoder=("te",)),
+        AdapterConfig("lokr", factor=4, full_matrix=True, targets=("unet",), text_encoder=("te",)),
+        AdapterConfig("oft", 2, rescale=True, targets=("unet",), text_encoder=("te",)),
     ],
-    ids=["everything", "dora", "pissa", "rslora and dropout"],
+    ids=["everything", "dora", "pissa", "rslora and dropout", "loha", "lokr", "oft"],
 )
 def test_the_base_is_restored(adapter, tmp_path):
     """Design 3: the same bits, module tree, names and forwards, after a run and after an error."""
@@ -113,7 +116,7 @@ def test_ejected_is_the_bare_model_for_a_while():
             each.up.fill_(0.5)
         changed = answer(model)
         assert not torch.equal(changed, before)
-        with ejected(model.parts, factors):
+        with ejected(factors):
             assert torch.equal(answer(model), before)
         assert torch.equal(answer(model), changed)
 

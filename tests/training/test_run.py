@@ -1,6 +1,7 @@
 """Whole runs: from a folder of pictures to a file, once."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from lora_workbench.lora_core.binding import bind
 from lora_workbench.lora_core.errors import LoraError
 from lora_workbench.lora_core.lora import load_lora
+from lora_workbench.training.checks import check_settings
 from lora_workbench.training.config import (
     AdapterConfig,
     CheckpointConfig,
@@ -18,6 +20,8 @@ from lora_workbench.training.config import (
     TrainConfig,
     ValidationConfig,
 )
+from lora_workbench.training.optimizer import OPTIMIZERS, READS
+from lora_workbench.training.randomness import seed_of
 from lora_workbench.training.run import forget, run_key, train
 
 from .runs import Quiet, tiny_trainable
@@ -149,6 +153,88 @@ def test_numbers_that_cannot_be_meant_are_refused(dataset, tmp_path):
     for name, change in wrong.items():
         with pytest.raises(LoraError, match=f"{name} cannot be"):
             trained(tmp_path, dataset, TrainConfig(**{**vars(SHORT), **change}))
+
+
+IDLE = {
+    "optimizer.weight_decay": {"optimizer": OptimizerConfig("adam", weight_decay=0.1)},
+    "optimizer.epsilon": {"optimizer": OptimizerConfig("lion", epsilon=1e-6)},
+    "optimizer.betas": {"optimizer": OptimizerConfig("adafactor", betas=(0.9, 0.99))},
+    "optimizer.betas[1]": {"optimizer": OptimizerConfig("sgd", betas=(0.8, 0.99))},
+    "validation.timesteps": {"validation": ValidationConfig(timesteps=8)},
+    "preview.prompts": {"preview": PreviewConfig(prompts=("a dot",))},
+    "preview.negative": {"preview": PreviewConfig(negative="blurred")},
+    "preview.steps": {"preview": PreviewConfig(steps=30)},
+    "preview.cfg": {"preview": PreviewConfig(cfg=1.0)},
+    "preview.sampler": {"preview": PreviewConfig(sampler="heun")},
+    "preview.scheduler": {"preview": PreviewConfig(scheduler="karras")},
+    "preview.size": {"preview": PreviewConfig(size=(64, 64))},
+}
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_options_of_what_is_not_done_are_refused(name):
+    with pytest.raises(LoraError) as error:
+        check_settings(TrainConfig(**IDLE[name]))
+    assert error.value.headline == f"{name} would do nothing."
+    assert f"{name}: " in str(error.value)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_is_made_with_all_that_it_reads(name):
+    """What the checks say that it reads is what its groups hold."""
+    second = 0.999 if name == "sgd" else 0.75
+    values = {"weight_decay": 0.25, "betas": (0.5, second), "epsilon": 1e-3}
+    options = OptimizerConfig(name, **{k: v for k, v in values.items() if name in READS[k]})
+    check_settings(TrainConfig(optimizer=options))
+    try:
+        groups = OPTIMIZERS[name]([{"params": [torch.zeros(2, requires_grad=True)]}], options)
+    except LoraError as error:
+        pytest.skip(error.headline)
+    (group,) = groups.param_groups
+    found = {
+        "weight_decay": group.get("weight_decay") == 0.25,
+        "betas": group.get("betas") == (0.5, second) or group.get("momentum") == 0.5,
+        "epsilon": group.get("eps") == 1e-3,
+    }
+    assert found == {option: name in readers for option, readers in READS.items()}
+
+
+KINDS = {
+    "loha": AdapterConfig("loha", 2, dropout=0.1, text_encoder=("te1 & q",)),
+    "lokr": AdapterConfig("lokr", 1, factor=2, text_encoder=("te1 & q",)),
+    "oft": AdapterConfig("oft", 2, rescale=True, text_encoder=("te1 & q",)),
+}
+
+
+@pytest.mark.parametrize("method", KINDS)
+def test_lycoris_kinds_go_from_pictures_to_a_file_with_previews(method, dataset, tmp_path):
+    preview = PreviewConfig(every=2, prompts=("a dot",), steps=2, size=(64, 64))
+    config = TrainConfig(KINDS[method], OptimizerConfig(rate=0.1), run=RunConfig(2, batch_size=2))
+    shown, watcher = replace(config, preview=preview), Quiet()
+    model = tiny_trainable()
+    outcome = trained(tmp_path, dataset, shown, watcher, model)
+    binding = bind(outcome.lora, model.table)
+    assert binding.totals() == {"used": len(outcome.lora.file.tensors)}
+    assert {module.kind for module in outcome.lora.modules.values()} == {method}
+    header = outcome.lora.file.metadata
+    assert header["ss_network_module"] == "lycoris.kohya"
+    algo = json.loads(header["ss_network_args"])["algo"]
+    assert algo == {"oft": "diag-oft"}.get(method, method)
+    assert f"in {len(outcome.lora.modules)} modules are trained" in watcher.notes[0]
+    ((_, _, picture),) = watcher.pictures
+    base = model.preview("a dot", preview, (64, 64), seed_of(0, "preview", 0), None)
+    with_it = model.preview("a dot", preview, (64, 64), seed_of(0, "preview", 0), outcome.lora)
+    assert (picture - base).abs().mean() > 20 * (picture - with_it).abs().mean()  # fp16's rounding
+    again = trained(tmp_path, dataset, config, model=model)
+    assert again.new_steps == 0
+
+
+@pytest.mark.parametrize("form", ["diffusers", "peft"])
+def test_a_form_without_names_is_refused_before_training(form, dataset, tmp_path):
+    config, watcher = replace(SHORT, adapter=AdapterConfig("loha", 2)), Quiet()
+    with pytest.raises(LoraError, match="has no names for what 'loha' trains"):
+        trained(tmp_path, dataset, config, watcher, output=Output(form=form))
+    assert watcher.progress == []
 
 
 def test_another_name_or_dtype_is_another_file_of_the_same_run(dataset, tmp_path):

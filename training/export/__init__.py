@@ -1,9 +1,10 @@
 """Trained LoRAs as files that every program reads alike."""
 
 from .from_peft import trained_modules
+from .lycoris import TrainedLycoris
 from .metadata import TrainingFacts, metadata
 from .tensors import DTYPES, FORMS, Form, exported_tensors, named_modules
-from .trained import TrainedModule
+from .trained import Trained, TrainedModule
 from .verify import BOUNDS
 from .write import Exported, export
 
@@ -13,6 +14,8 @@ __all__ = [
     "FORMS",
     "Exported",
     "Form",
+    "Trained",
+    "TrainedLycoris",
     "TrainedModule",
     "TrainingFacts",
     "export",

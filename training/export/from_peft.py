@@ -42,7 +42,7 @@ def trained_modules(
         )
     starts = initial or {}
     return [
-        _module(path, layers[path], target, adapter_name, starts.get(path))
+        trained_module(path, layers[path], target, adapter_name, starts.get(path))
         for path, target in targets.items()
     ]
 
@@ -59,13 +59,14 @@ def _some(names: set[str]) -> str:
     return ", ".join(sorted(names)[:3]) or "none"
 
 
-def _module(
+def trained_module(
     path: str,
     layer: Any,  # noqa: ANN401  PEFT has no types
     target: Target,
     adapter_name: str,
     initial: tuple[Tensor, Tensor] | None,
 ) -> TrainedModule:
+    """``trained_modules`` of one layer."""
     _require_plain(path, layer, adapter_name)
     magnitudes = layer.lora_magnitude_vector
     magnitude = magnitudes[adapter_name].weight if adapter_name in magnitudes else None

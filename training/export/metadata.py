@@ -78,6 +78,7 @@ class TrainingFacts:
         alpha: Of every module, in the unit of rank, or None when they differ.
         network_args: As kohya's ``network_args``, such as ``{"conv_dim": 8}``.
         is_dora: Whether magnitudes are trained.
+        algo: LyCORIS' name of the method; None is LoRA or DoRA.
         resolution: Width and height in pixels.
         clip_skip: Counted from 1, the last layer.
         learning_rate: Of the optimiser.
@@ -114,6 +115,7 @@ class TrainingFacts:
     alpha: float | None = None
     network_args: Mapping[str, object] = field(default_factory=dict)
     is_dora: bool = False
+    algo: str | None = None
     resolution: tuple[int, int] | None = None
     clip_skip: int | None = None
     learning_rate: float | None = None
@@ -172,7 +174,7 @@ def _kohya(facts: TrainingFacts) -> dict[str, object]:
     return {
         **_kohya_model(facts, family),
         "output_name": facts.name,
-        "network_module": "lycoris.kohya" if facts.is_dora else "networks.lora",
+        "network_module": "lycoris.kohya" if facts.is_dora or facts.algo else "networks.lora",
         "network_dim": "Dynamic" if facts.rank is None else facts.rank,
         "network_alpha": "Dynamic" if facts.alpha is None else facts.alpha,
         "network_args": _network_args(facts) or None,
@@ -210,8 +212,10 @@ def _kohya_model(facts: TrainingFacts, family: _Family | None) -> dict[str, obje
 
 
 def _network_args(facts: TrainingFacts) -> dict[str, object]:
-    dora = {"algo": "lora", "dora_wd": "True", "wd_on_output": "True"} if facts.is_dora else {}
-    return dora | dict(facts.network_args)
+    own: dict[str, object] = {"algo": facts.algo} if facts.algo else {}
+    if facts.is_dora:
+        own = {"algo": "lora", "dora_wd": "True", "wd_on_output": "True"}
+    return own | dict(facts.network_args)
 
 
 def _modelspec(facts: TrainingFacts) -> dict[str, object]:

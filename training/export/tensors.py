@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from ...lora_core.errors import LoraError, UnknownChoiceError
 from ...lora_core.formats.peft_config import HEADER_KEY
 from ..config import Form
 from .names import ExportTable, ModuleNames
-from .trained import TrainedModule
+from .trained import Trained, TrainedModule
+
+_Some = TypeVar("_Some", bound=Trained)
 
 FORMS = ("kohya", "peft", "diffusers")
 DTYPES: Mapping[str, torch.dtype] = {
@@ -20,13 +23,10 @@ DTYPES: Mapping[str, torch.dtype] = {
     "bf16": torch.bfloat16,
 }
 
-# Below this size much of a factor would fall under fp16's smallest normal number, 2**-14.
-_SMALL_IN_FP16 = 2.0**-10
-
 
 def named_modules(
-    modules: Sequence[TrainedModule], table: ExportTable, form: Form = "kohya"
-) -> dict[str, TrainedModule]:
+    modules: Sequence[_Some], table: ExportTable, form: Form = "kohya"
+) -> dict[str, _Some]:
     """The modules by their name in a file, without the suffix of a tensor.
 
     Raises:
@@ -48,7 +48,7 @@ def named_modules(
 
 
 def exported_tensors(
-    named: Mapping[str, TrainedModule], form: Form = "kohya", dtype: str = "fp16"
+    named: Mapping[str, Trained], form: Form = "kohya", dtype: str = "fp16"
 ) -> dict[str, Tensor]:
     """The tensors of a file in memory; in kohya's names they are core's ``LORA_MODEL``.
 
@@ -58,8 +58,7 @@ def exported_tensors(
             for all of a component: diffusers (0.42) applies the most frequent alpha of a file to
             every attention module. Where alphas differ, ``up`` takes the difference. The other
             forms have their alphas in ``lora_config``.
-        dtype: Of the factors. Alphas and magnitudes are float32: they are few, and a rounded one
-            would change the whole weight.
+        dtype: Of the factors; see ``stored_dtype``. Alphas are float32.
 
     Raises:
         UnknownChoiceError: no form or dtype of this name.
@@ -67,64 +66,19 @@ def exported_tensors(
     if dtype not in DTYPES:
         raise UnknownChoiceError("dtype", dtype, DTYPES)
     alphas = _component_alphas(named.values())
-    tensors: dict[str, Tensor] = {}
-    for name, module in named.items():
-        up, down = module.saved
-        alpha = alphas[module.target.component]
-        if form == "kohya" and module.alpha != alpha:
-            up = (up.double() * (module.alpha / alpha)).float()
-        if dtype == "fp16":
-            up, down = _balanced(up, down)
-        up, down = up.to(DTYPES[dtype]), down.to(DTYPES[dtype])
-        if form == "kohya":
-            tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
-            tensors[f"{name}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
-        else:
-            tensors |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
-        if module.magnitude is not None:
-            suffix, shape = _magnitude_place(form, len(module.target.shape))
-            magnitude = module.magnitude.detach().cpu().float()
-            tensors[f"{name}.{suffix}"] = magnitude.reshape(shape).contiguous()
-    return tensors
+    return {
+        f"{name}.{suffix}": tensor
+        for name, module in named.items()
+        for suffix, tensor in module.stored(form, dtype, alphas[module.target.component]).items()
+    }
 
 
-def _component_alphas(modules: Iterable[TrainedModule]) -> dict[str, float]:
+def _component_alphas(modules: Iterable[Trained]) -> dict[str, float]:
     """The most frequent alpha of each component."""
     alphas: dict[str, list[float]] = {}
     for module in modules:
         alphas.setdefault(module.target.component, []).append(module.alpha)
     return {component: _most_frequent(values) for component, values in alphas.items()}
-
-
-def _magnitude_place(form: Form, dimensions: int) -> tuple[str, tuple[int, ...]]:
-    """Name and shape of DoRA's magnitudes: LyCORIS' ``(out, 1, ...)``, or PEFT's own.
-
-    PEFT saves them without ``.weight`` and reads both; transformers (5.23), into whose text
-    encoders diffusers loads a file, reads only names with it.
-    """
-    if form == "kohya":
-        return "dora_scale", (-1, *[1] * (dimensions - 1))
-    shape = (-1,) if dimensions == 2 else (1, -1, *[1] * (dimensions - 2))
-    return "lora_magnitude_vector.weight", shape
-
-
-def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product, without factors that fp16 would cut short.
-
-    A barely trained ``up`` has numbers that fp16 holds with few digits or none. Each column of
-    ``up`` and row of ``down`` that needs it is moved by a power of two, which is exact.
-    """
-    columns, rows = _sizes(up.transpose(0, 1)), _sizes(down)
-    is_small = (torch.minimum(columns, rows) < _SMALL_IN_FP16) & (columns * rows > 0)
-    halfway = ((rows / columns).log2() / 2).round()
-    shift = torch.where(is_small, halfway, torch.zeros_like(halfway)).exp2()
-    ones = [1] * (up.dim() - 2)
-    return up * shift.view(1, -1, *ones), down / shift.view(-1, *[1] * (down.dim() - 1))
-
-
-def _sizes(rows: Tensor) -> Tensor:
-    """Root mean square of each row."""
-    return rows.flatten(1).square().mean(1).sqrt()
 
 
 def adapter_header(named: Mapping[str, TrainedModule]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from ...lora_core.files.write import require_target, write_safetensors
 from .hashes import hash_entries
 from .names import ExportTable, OneComponent
 from .tensors import Form, adapter_header, exported_tensors, lora_config, named_modules
-from .trained import TrainedModule
+from .trained import Trained
 from .verify import verified
 
 _SCRATCH_PREFIX = ".lora-workbench-"
@@ -43,7 +43,7 @@ class Exported:
 
 
 def export(
-    modules: Sequence[TrainedModule],
+    modules: Sequence[Trained],
     table: ExportTable,
     path: str | Path,
     form: Form = "kohya",
@@ -88,7 +88,7 @@ def export(
     return Exported(path, sha256, digest, worst, tuple(_warnings(modules, form)))
 
 
-def _readers(modules: Sequence[TrainedModule], table: ExportTable, form: Form) -> NameTable:
+def _readers(modules: Sequence[Trained], table: ExportTable, form: Form) -> NameTable:
     """The names that a reader of the file goes by."""
     if form != "peft":
         return table
@@ -128,7 +128,7 @@ def _write(
     draft: Path,
     form: Form,
     tensors: Mapping[str, Tensor],
-    named: Mapping[str, TrainedModule],
+    named: Mapping[str, Trained],
     metadata: Mapping[str, str],
 ) -> None:
     header = {**metadata, **hash_entries(tensors, metadata)}
@@ -155,23 +155,10 @@ def _take_name(draft: Path, path: Path) -> None:
         file.replace(path / file.name)
 
 
-def _warnings(modules: Sequence[TrainedModule], form: Form) -> Iterator[str]:
+def _warnings(modules: Sequence[Trained], form: Form) -> Iterator[str]:
     if form != "kohya":
         yield (
             "ComfyUI's own loader does not read this form: it knows no UNet name of it and takes "
             "alpha = rank; use our nodes, or kohya's form"
         )
-    if any(module.magnitude is not None for module in modules):
-        yield from _DORA_WARNINGS[form]
-
-
-_DORA_WARNINGS: Mapping[Form, tuple[str, ...]] = {
-    "kohya": (
-        "DoRA: ComfyUI's own loader (0.30.0) divides by the norm of the base weight instead of the "
-        "changed weight, so its pictures differ from the training's; our nodes do not",
-        "DoRA: diffusers (0.42) drops the magnitudes of this form and applies a plain LoRA; for "
-        "diffusers export in its own form",
-    ),
-    "diffusers": (),
-    "peft": (),
-}
+    yield from dict.fromkeys(text for module in modules for text in module.warnings(form))
