@@ -4,6 +4,7 @@
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 COMFYUI_PATH ?=
+PARALLEL ?= -n logical --maxprocesses 4
 # Published LoRA files for the demo, where a folder of them lies beside the repository.
 REAL_FILES ?= $(wildcard ../shared/data/real_files)
 
@@ -18,9 +19,10 @@ demo: $(INSTALLED)
 
 # pytest as a command, not `python -m pytest`: that would put this folder on sys.path, and our nodes/ before ComfyUI's nodes.py.
 # ComfyUI runs in its own process: diffusers cannot be imported beside the torchvision stub.
+# The first part is single-threaded work and runs on several cores (PARALLEL= for one); the other two share a ComfyUI each.
 # tests/web starts a ComfyUI server and a browser; without Chromium it is skipped.
 test: $(INSTALLED)
-	$(BIN)/pytest -m "not slow" --ignore=tests/comfy --ignore=tests/web tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) -m "not slow" --ignore=tests/comfy --ignore=tests/web tests
 	COMFYUI_PATH="$(COMFYUI_PATH)" $(BIN)/pytest -m "not slow" tests/web
 	COMFYUI_PATH="$(COMFYUI_PATH)" $(BIN)/pytest -m "not slow" tests/comfy
 
