@@ -34,6 +34,16 @@ class Factors:
     initial: tuple[Tensor, Tensor] | None = None
 
     @property
+    def component(self) -> str:
+        """See ``Moved``."""
+        return self.trained.component
+
+    @property
+    def rate(self) -> float | None:
+        """See ``Moved``."""
+        return self.trained.rate
+
+    @property
     def down(self) -> nn.Parameter:
         """A, ``(rank, in, *kernel)``."""
         return self.layer.lora_A[ADAPTER].weight
