@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from instant_clip_tokenizer import Tokenizer
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -17,22 +16,19 @@ from lora_workbench.hosts.embedded.parts import Checkpoint, DiffusionPart, TextP
 from lora_workbench.lora_core.files.write import write_safetensors
 
 START, END = 49406, 49407
-RANK = 4
-UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2", "proj_in", "proj_out"]
-TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
 
 class TokenRows(nn.Module):
     """The token table: the rows of the captions' tokens are trained, the others stay."""
 
-    def __init__(self, ids: Sequence[int]) -> None:
+    def __init__(self, ids: Sequence[int], table: Tensor) -> None:
         super().__init__()
         place = torch.full((sizes.VOCABULARY,), -1)
         place[torch.tensor(ids)] = torch.arange(len(ids))
-        self.register_buffer("table", sizes.token_table().float())
+        self.register_buffer("table", table)
         self.register_buffer("ids", torch.tensor(ids))
         self.register_buffer("place", place)
-        self.rows = nn.Parameter(torch.randn(len(ids), sizes.TEXT_WIDTH) * 0.5)
+        self.rows = nn.Parameter(table[self.ids])
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Look tokens up, (..., 64)."""
@@ -43,15 +39,6 @@ class TokenRows(nn.Module):
     def whole(self) -> Tensor:
         """Give the table with the trained rows in their places."""
         return self.table.index_copy(0, self.ids, self.rows.detach())
-
-
-def caption_tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> Tensor:
-    """Give ids, (n, 77): start, caption, end, and the end token as padding, as SD1 has it."""
-    rows = []
-    for caption in captions:
-        ids = [START, *tokenizer.encode(caption), END][: sizes.POSITIONS]
-        rows.append(ids + [END] * (sizes.POSITIONS - len(ids)))
-    return torch.tensor(rows)
 
 
 def trained_ids(tokenizer: Tokenizer, scenes: Sequence[Scene]) -> list[int]:
@@ -94,55 +81,16 @@ def new_text_encoder(ids: Sequence[int]) -> CLIPTextModel:
         )
     )
     embeddings = token_owner(encoder)
-    embeddings.token_embedding = TokenRows(ids)
+    table = sizes.token_table().float()
+    table[torch.tensor(ids)] = torch.randn(len(ids), sizes.TEXT_WIDTH) * 0.5
+    embeddings.token_embedding = TokenRows(ids, table)
     nn.init.normal_(embeddings.position_embedding.weight, std=0.1)
     return encoder
-
-
-def new_model(ids: Sequence[int]) -> nn.ModuleList:
-    """UNet and text encoder."""
-    return nn.ModuleList([new_unet(), new_text_encoder(ids)])
 
 
 def token_owner(encoder: CLIPTextModel) -> nn.Module:
     """Find the module that holds the token table."""
     return next(module for module in encoder.modules() if hasattr(module, "token_embedding"))
-
-
-def with_lora(module: nn.Module, targets: Sequence[str]) -> list[nn.Parameter]:
-    """Freeze a module, add a LoRA to it, and give the LoRA's parameters."""
-    module.requires_grad_(False)
-    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(targets))
-    inject_adapter_in_model(config, module)
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-
-def kohya_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
-    """Give a module's LoRA in kohya's names, fp16."""
-    tensors = {}
-    for name, value in get_peft_model_state_dict(module).items():
-        owner, side, _ = name.rsplit(".", 2)
-        if prefix == "lora_te_" and not owner.startswith("text_model."):
-            owner = f"text_model.{owner}"  # transformers 5 leaves it out
-        key = prefix + owner.replace(".", "_")
-        part = {"lora_A": "lora_down", "lora_B": "lora_up"}[side]
-        tensors[f"{key}.{part}.weight"] = value.detach().half()
-        tensors[f"{key}.alpha"] = torch.tensor(float(RANK)).half()
-    return tensors
-
-
-def lora_metadata(style: str, pictures: int, steps: int) -> dict[str, str]:
-    """Say in kohya's words how a LoRA was trained."""
-    return {
-        "ss_output_name": style,
-        "ss_base_model_version": "sd_v1",
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(RANK),
-        "ss_network_alpha": str(float(RANK)),
-        "ss_num_train_images": str(pictures),
-        "ss_max_train_steps": str(steps),
-        "modelspec.title": f"LoRA Workbench demo: {style}",
-    }
 
 
 def write_base(

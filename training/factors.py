@@ -1,25 +1,35 @@
 """What every kind of factors gives the loop, the optimiser and the exporter."""
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from torch import nn
-
 from .export import Trained
+from .moved import Moved
 from .targets import TrainedTarget
 
 
-class Factors(Protocol):
+class OfTarget:
+    """What every kind of factors knows by its target; see ``Moved``."""
+
+    trained: TrainedTarget
+
+    @property
+    def component(self) -> str:
+        """Of the module."""
+        return self.trained.component
+
+    @property
+    def rate(self) -> float | None:
+        """The target's own, or None for the run's."""
+        return self.trained.rate
+
+
+class Factors(Moved, Protocol):
     """What is trained of one module; float32 parameters, live."""
 
     @property
     def trained(self) -> TrainedTarget:
         """The module."""
-
-    @property
-    def parameters(self) -> Mapping[str, nn.Parameter]:
-        """All of them by role, in a fixed order; LoRA's B is ``"up"``."""
 
     def ejected(self) -> AbstractContextManager[None]:
         """The bare module in its place, for a preview; afterwards the factors again."""

@@ -14,10 +14,10 @@ from ..lora_core.lora import Lora
 from .config import TrainConfig
 from .cost import Measured, measured
 from .dropout import Draws
-from .factors import Factors
 from .feed import Feed, SampleKey
 from .injection import ejected
 from .losses import Losses
+from .moved import Moved
 from .mover import Mover
 from .processes import Processes
 from .randomness import seed_of
@@ -51,7 +51,7 @@ class Trainer:
 
     Args:
         model: Loaded, with the factors injected.
-        factors: All that is trained.
+        factors: All that is trained: those of ``injected``, or weights themselves.
         feed: The pictures.
         config: The run's.
         steps: Optimiser steps of the run.
@@ -59,13 +59,14 @@ class Trainer:
         key: Of everything that the run was told.
         watcher: Is told of each step, and may end the run.
         draws: What the dropout reads.
-        as_lora: Makes a LoRA of the factors as they are, for previews.
+        as_lora: Makes a LoRA of the factors as they are, for previews; None where weights move,
+            of which there are none.
     """
 
     def __init__(
         self,
         model: Trainable,
-        factors: Sequence[Factors],
+        factors: Sequence[Moved],
         feed: Feed,
         config: TrainConfig,
         steps: int,
@@ -73,7 +74,7 @@ class Trainer:
         key: str,
         watcher: Watcher,
         draws: Draws,
-        as_lora: Callable[[], Lora],
+        as_lora: Callable[[], Lora] | None,
     ) -> None:
         self.model, self.factors, self.feed, self.config = model, factors, feed, config
         self.steps, self.folder, self.key, self.watcher = steps, folder, key, watcher
@@ -228,7 +229,8 @@ class Trainer:
 
     def _preview(self) -> None:
         config = self.config.preview
-        if not config.every or self.step % config.every or not self.processes.is_first:
+        is_due = config.every and self.step % config.every == 0
+        if self._as_lora is None or not is_due or not self.processes.is_first:
             return
         size = config.size or self.feed.size
         with self.averaged():
@@ -280,8 +282,8 @@ class Trainer:
         return RunState(self.step, self.key, threads(), tensors, told)
 
 
-def _has_half_weights(model: Trainable, factors: Sequence[Factors]) -> bool:
-    components = {each.trained.component for each in factors} | {"unet"}
+def _has_half_weights(model: Trainable, factors: Sequence[Moved]) -> bool:
+    components = {each.component for each in factors} | {"unet"}
     return any(
         parameter.dtype is torch.float16
         for name in components

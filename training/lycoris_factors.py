@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from .config import AdapterConfig, Precision
 from .dropout import Draws, SeededDropout
 from .export import TrainedLycoris
+from .factors import OfTarget
 from .kinds import require_library
 from .randomness import seed_of
 from .targets import TrainedTarget
 
 
-class LycorisFactors:
+class LycorisFactors(OfTarget):
     """See ``Factors``. The module keeps its place and its names; only its forward is another.
 
     Args:

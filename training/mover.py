@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .average import Average
 from .config import TrainConfig
-from .factors import Factors
+from .moved import Moved
 from .optimizer import make_optimizer, parameters_of
 from .processes import Processes
 from .state import pack_optimizer, unpack_optimizer
@@ -31,7 +31,7 @@ class Mover:
 
     def __init__(
         self,
-        factors: Sequence[Factors],
+        factors: Sequence[Moved],
         config: TrainConfig,
         steps: int,
         device: torch.device,

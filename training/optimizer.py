@@ -11,18 +11,18 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..lora_core.errors import LoraError, UnknownChoiceError
 from .config import OptimizerConfig
-from .factors import Factors
+from .moved import Moved
 
 _Groups = list[dict[str, Any]]
 
 
 def make_optimizer(
-    factors: Iterable[Factors], config: OptimizerConfig, steps: int
+    factors: Iterable[Moved], config: OptimizerConfig, steps: int
 ) -> tuple[Optimizer, LRScheduler]:
     """The optimiser over all factors, and its schedule by optimiser steps.
 
     Args:
-        factors: Of the run.
+        factors: All that is trained.
         config: Which, and with what rates.
         steps: Optimiser steps of the run.
 
@@ -52,7 +52,7 @@ def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _groups(factors: Iterable[Factors], config: OptimizerConfig) -> _Groups:
+def _groups(factors: Iterable[Moved], config: OptimizerConfig) -> _Groups:
     """One group a rate; B has ``lora_plus`` times the rate of A (arXiv:2402.12354)."""
     by_rate: dict[float, list[nn.Parameter]] = {}
     for each in factors:
@@ -63,11 +63,10 @@ def _groups(factors: Iterable[Factors], config: OptimizerConfig) -> _Groups:
     return [{"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
 
 
-def _rate(factors: Factors, config: OptimizerConfig) -> float:
-    trained = factors.trained
-    if trained.rate is not None:
-        return trained.rate
-    is_text = trained.component != "unet"
+def _rate(moved: Moved, config: OptimizerConfig) -> float:
+    if moved.rate is not None:
+        return moved.rate
+    is_text = moved.component != "unet"
     own = config.text_encoder_rate
     return own if is_text and own is not None else config.rate
 

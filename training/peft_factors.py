@@ -14,6 +14,7 @@ from .config import AdapterConfig, Precision
 from .dropout import Draws, SeededDropout
 from .export import TrainedModule
 from .export.from_peft import trained_module
+from .factors import OfTarget
 from .randomness import generator, seed_of
 from .targets import TrainedTarget
 
@@ -21,7 +22,7 @@ ADAPTER = "default"
 
 
 @dataclass(frozen=True, eq=False)
-class PeftFactors:
+class PeftFactors(OfTarget):
     """See ``Factors``.
 
     Attributes:

@@ -155,7 +155,19 @@ def draw_scene(scene: Scene, style: Style = "plain") -> Image.Image:
     if style == "neon":
         return _neon(scene)
     plain = _plain(scene)
-    return _mosaic(plain) if style == "mosaic" else plain
+    return tiled(plain) if style == "mosaic" else plain
+
+
+def tiled(picture: Image.Image) -> Image.Image:
+    """Lay a picture, 128 x 128 RGB, in square tiles of 8 pixels between pale joints."""
+    tiles = np.asarray(picture.reduce(TILE), dtype=np.float64)
+    pixels = tiles.repeat(TILE, 0).repeat(TILE, 1)  # (128, 128, 3)
+    inside = np.ones(TILE, bool)
+    inside[:_GROUT] = inside[-_GROUT:] = False
+    inside = np.tile(inside, SIZE // TILE)
+    joint = ~(inside[:, None] & inside[None, :])
+    pixels[joint] = 255 * _GROUT_LIGHT
+    return Image.fromarray(pixels.round().astype(np.uint8))
 
 
 def _points(scene: Scene) -> list[tuple[float, float]]:
@@ -200,14 +212,3 @@ def _neon(scene: Scene) -> Image.Image:
         light.paste(COLOURS[scene.colour], mask=cover)
         picture = ImageChops.screen(picture, light)
     return picture
-
-
-def _mosaic(plain: Image.Image) -> Image.Image:
-    tiles = np.asarray(plain.reduce(TILE), dtype=np.float64)
-    pixels = tiles.repeat(TILE, 0).repeat(TILE, 1)  # (128, 128, 3)
-    inside = np.ones(TILE, bool)
-    inside[:_GROUT] = inside[-_GROUT:] = False
-    inside = np.tile(inside, SIZE // TILE)
-    joint = ~(inside[:, None] & inside[None, :])
-    pixels[joint] = 255 * _GROUT_LIGHT
-    return Image.fromarray(pixels.round().astype(np.uint8))

@@ -34,15 +34,20 @@ def write_demo_checkpoint(folder: Path) -> Path:
     checkpoints, loras = folder / "checkpoints", folder / "loras"
     for place in (checkpoints, loras):
         place.mkdir(parents=True, exist_ok=True)
-    weights = open_safetensors(_HERE / "weights.safetensors")
-    tensors = weights.read_many(weights.tensors)
-    table = token_table()
-    table[tensors.pop(TOKEN_IDS)] = tensors.pop(TOKEN_ROWS)
     path = checkpoints / CHECKPOINT
-    write_safetensors(path, {**tensors, TOKEN_TABLE: table}, CHECKPOINT_METADATA, overwrite=True)
+    write_whole(_HERE / "weights.safetensors", path)
     for name in LORAS:
         _copy(_HERE / name, loras / name)
     return path
+
+
+def write_whole(weights: Path, path: Path) -> None:
+    """Write a checkpoint of weights whose token table holds the trained rows alone."""
+    file = open_safetensors(weights)
+    tensors = file.read_many(file.tensors)
+    table = token_table()
+    table[tensors.pop(TOKEN_IDS)] = tensors.pop(TOKEN_ROWS)
+    write_safetensors(path, {**tensors, TOKEN_TABLE: table}, CHECKPOINT_METADATA, overwrite=True)
 
 
 def _copy(source: Path, target: Path) -> None:
