@@ -4,6 +4,7 @@ import importlib
 import shutil
 
 import pytest
+import torch
 
 from .checkpoints import SLIM, LoraTarget, lora_targets, write_lora
 from .conftest import NodeFailedError, node, text_to_image
@@ -202,4 +203,5 @@ def test_an_interrupt_while_patching_leaves_a_clean_model(
     with monkeypatch.context() as patch:
         patch.setattr(module.FusedLoraAdapter, "update", interrupted)
         result = executor.run(applied(slim_checkpoint, f"<lora:{GOOD}:0.6>"))
-    assert (len(calls), result.pictures) == (after + 1, ())
+    assert after < len(calls) <= after + torch.get_num_threads()  # each thread may be in one
+    assert result.pictures == ()
