@@ -34,7 +34,7 @@ temporary folder. Inspect them, merge them into the weights in memory, change a 
 and compare every byte with the checkpoint file. The folder is removed at the end.
 
 Then run the example graphs without ComfyUI, on a small model that knows shapes and colours and two
-LoRAs for it, and put the pictures into one labelled grid."""
+LoRAs for it, which this trainer made, and put the pictures into one labelled grid."""
 EPILOG = """\
 Needs 2 GB on the disk and 3 GB of memory; the pictures need the extra [headless].
 exit codes: 0 everything restored bit for bit; 1 not."""
