@@ -31,6 +31,7 @@ CAPTIONS = (
     "a pink moon on a blue background",
 )
 SEED, STEPS, CFG, PER_CAPTION = 4, 16, 4.0, 2
+_ELSEWHERE = {"train-lora": "wants pictures of yours; `demo --train` draws some"}
 # What the examples name, to what the demo has.
 _NAMES = MappingProxyType({"sd15": "demo", "style": "neon", "detail": "mosaic"})
 _NAMED = re.compile(rf"\b({'|'.join(_NAMES)})\b")
@@ -145,6 +146,8 @@ class _Graphs:
 
     def outcome(self, example: str) -> str:
         """Run a graph that is no column; what came of it in words."""
+        if example in _ELSEWHERE:
+            return _ELSEWHERE[example]
         prompt = adapted(example, CAPTIONS[0], {})
         try:
             self._run(prompt)
