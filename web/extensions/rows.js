@@ -122,7 +122,8 @@ function rowsWidget(app, node, name, [, { default: initial }]) {
 
 // Nodes 2.0 puts the element into the page some frames later, and may do so twice.
 function focusOnceShown(editor, focused, frames = 20) {
-  if (document.activeElement === document.body) editor.focus(...focused);
+  const isLost = document.activeElement === document.body;
+  if (isLost && editor.root.isConnected) editor.focus(...focused);
   if (frames) requestAnimationFrame(() => focusOnceShown(editor, focused, frames - 1));
 }
 
