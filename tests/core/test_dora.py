@@ -1,7 +1,6 @@
 """DoRA: numbers by hand, the definition in float64, PEFT, and the laws of the ledger."""
 
 import json
-import random
 
 import peft
 import pytest
@@ -18,7 +17,6 @@ from lora_workbench.lora_core.files.write import write_safetensors
 from lora_workbench.lora_core.lora import lora_from_tensors
 from lora_workbench.lora_core.norms import block_norms
 from lora_workbench.lora_core.patching import fused
-from lora_workbench.lora_core.patching.base_file import base_files
 from lora_workbench.lora_core.patching.copies import patched_tensors
 from lora_workbench.lora_core.patching.fused import fuse
 from lora_workbench.lora_core.patching.ledger import MergeLedger
@@ -30,6 +28,7 @@ from .toy_model import (
     MERGEABLE,
     TARGETS,
     all_bits,
+    assert_every_state_is_a_clean_merge,
     bits,
     dora64,
     normal,
@@ -386,25 +385,9 @@ def small_chunks(monkeypatch):
 @pytest.mark.parametrize("rung", ["full", "file", "residual", "auto"])
 @pytest.mark.parametrize("dtype", MERGEABLE, ids=str)
 def test_merge_change_add_remove_unmerge(rung, dtype, generator, tmp_path):
-    """Each state has the bits of a merge into a clean base, and the end those of the base."""
-    weights, _ = toy_weights(generator, dtype)
-    base, clean = all_bits(weights), {key: weight.clone() for key, weight in weights.items()}
-    write_safetensors(tmp_path / "base.safetensors", weights)
-    files = base_files(open_safetensors(tmp_path / "base.safetensors"))
     loras = [toy_dora("d", generator), toy_dora("e", generator)]
     loras.append(toy_lora("a", {"linear": 2, "conv": 3, "k": 1, "projection": 2}, generator))
-    ledger = MergeLedger(weights, rung, None if rung == "residual" else files)
-    draw = random.Random(0)
-    for _ in range(10):
-        chosen = draw.sample(loras, draw.randint(0, 3))
-        plan = toy_plan(*((lora, draw.choice([-1.0, 0.4, 1.1])) for lora in chosen))
-        ledger.apply(plan)
-        fresh = {key: weight.clone() for key, weight in clean.items()}
-        MergeLedger(fresh, "full").apply(plan)
-        assert same_bits(all_bits(weights), all_bits(fresh))
-    ledger.unmerge()
-    assert same_bits(all_bits(weights), base)
-    assert (ledger.applied, ledger.rungs(), ledger.nbytes()) == ({}, {}, 0)
+    assert_every_state_is_a_clean_merge(loras, rung, dtype, generator, tmp_path)
 
 
 @pytest.mark.usefixtures("small_chunks")

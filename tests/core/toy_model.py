@@ -1,11 +1,16 @@
 """A model of a few small storages of every sort, LoRAs for it, and float64 arithmetic beside it."""
 
+import random
 from dataclasses import dataclass
 
 import torch
 
+from lora_workbench.lora_core.files.safetensors_file import open_safetensors
+from lora_workbench.lora_core.files.write import write_safetensors
 from lora_workbench.lora_core.lora import lora_from_tensors
 from lora_workbench.lora_core.models.target import ModuleTargets, Target
+from lora_workbench.lora_core.patching.base_file import base_files
+from lora_workbench.lora_core.patching.ledger import MergeLedger
 from lora_workbench.lora_core.stack import StackItem, make_plan
 
 MERGEABLE = (
@@ -175,3 +180,23 @@ def product64(tensors, name, shape):
         down = torch.einsum("ab...,bc->ac...", wide["lora_mid.weight"], down.flatten(1))
     scale = wide["alpha"].item() / down.shape[0]
     return scale * torch.einsum("or,rc->oc", up.flatten(1), down.flatten(1)).reshape(shape)
+
+
+def assert_every_state_is_a_clean_merge(loras, rung, dtype, generator, folder):
+    """Each state has the bits of a merge into a clean base, and the end those of the base."""
+    weights, _ = toy_weights(generator, dtype)
+    base, clean = all_bits(weights), {key: weight.clone() for key, weight in weights.items()}
+    write_safetensors(folder / "base.safetensors", weights)
+    files = base_files(open_safetensors(folder / "base.safetensors"))
+    ledger = MergeLedger(weights, rung, None if rung == "residual" else files)
+    draw = random.Random(0)
+    for _ in range(10):
+        chosen = draw.sample(loras, draw.randint(0, 3))
+        plan = toy_plan(*((lora, draw.choice([-1.0, 0.4, 1.1])) for lora in chosen))
+        ledger.apply(plan)
+        fresh = {key: weight.clone() for key, weight in clean.items()}
+        MergeLedger(fresh, "full").apply(plan)
+        assert same_bits(all_bits(weights), all_bits(fresh))
+    ledger.unmerge()
+    assert same_bits(all_bits(weights), base)
+    assert (ledger.applied, ledger.rungs(), ledger.nbytes()) == ({}, {}, 0)
