@@ -11,6 +11,7 @@ export function keepShown(node, name, element) {
   node.onAdded = function () {
     onAdded?.apply(this, arguments);
     element.dataset.lwWidget = `${this.id}:${name}`;
+    takePlace(this, element);
     soon(() => takePlace(this, element));
   };
 }

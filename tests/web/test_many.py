@@ -58,6 +58,16 @@ def test_a_long_list_scrolls_within_the_node(many):
     assert many.root.evaluate("(list) => list.scrollHeight") > 20 * ROWS
 
 
+def test_a_node_that_left_the_graph_keeps_no_elements_and_gets_them_back(many):
+    leave = "() => { window.left = app.graph.nodes.at(-1); app.graph.remove(window.left) }"
+    many.page.evaluate("() => { window.list = document.querySelector('.lw-rows') }")
+    many.page.evaluate(leave)
+    many.wait("() => window.list.querySelectorAll('.lw-row').length === 0")
+    many.page.evaluate("() => app.graph.add(window.left)")
+    many.wait(BUILT)
+    assert many.names[100] == "100.safetensors"
+
+
 def test_the_picker_shows_a_part_of_many_files(shown):
     names = [f"folder {n % 50}/style {n:04}.safetensors" for n in range(FILES)]
     listed = {"loras": [{"name": name, "preview": False} for name in names]}

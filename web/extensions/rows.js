@@ -111,7 +111,15 @@ function rowsWidget(app, node, name, [, { default: initial }]) {
   scrollOrZoom(editor.root, app);
   keepShown(node, name, editor.root);
   widget.value = initial;
-  const { onConnectionsChange } = node;
+  const { onAdded, onRemoved, onConnectionsChange } = node;
+  node.onAdded = function () {
+    onAdded?.apply(this, arguments);
+    editor.render();
+  };
+  node.onRemoved = function () {
+    onRemoved?.apply(this, arguments);
+    editor.release();
+  };
   node.onConnectionsChange = function () {
     onConnectionsChange?.apply(this, arguments);
     setTimeout(() => editor.refreshVerdicts()); // links are not complete in the midst of loading

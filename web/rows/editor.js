@@ -123,6 +123,12 @@ export class RowEditor {
     putInOrder(this.root, this.unreadable ? [this.rawText()] : [this.toolbar, this.list]);
   }
 
+  // Let the elements go, until `render()`: the frontend keeps nodes that have left the graph.
+  release() {
+    this.views = [];
+    this.list.replaceChildren();
+  }
+
   // The rows of a long list that are not seen at first are built while the page has nothing else to do.
   buildSome() {
     const rest = this.views.filter((view) => !view.isBuilt);
