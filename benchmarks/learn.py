@@ -40,7 +40,8 @@ from lora_workbench.training.config import (
 )
 from lora_workbench.training.dataset.scan import scan
 from lora_workbench.training.dataset.settings import DatasetSettings
-from lora_workbench.training.run import run_key, train
+from lora_workbench.training.run import train
+from lora_workbench.training.task import TrainingTask
 
 from harness import machine
 
@@ -199,11 +200,9 @@ class Measured:
             preview=preview if is_shown else PreviewConfig(),
         )
         output = Output(dtype="fp32")  # what hardly moved would round to nothing
-        watcher = Watcher()
-        key = run_key(self.model, self.dataset, config)
-        kept = self.folder / key[:16]
-        cache = self.folder / "cache"
-        done = train(self.model, self.dataset, config, output, kept, cache, watcher, key)
+        watcher, cache = Watcher(), self.folder / "cache"
+        task = TrainingTask(self.model, self.dataset, config, output, self.folder / "runs", cache)
+        done = train(task, watcher)
         self.pictures[name, seed] = watcher.pictures
         return done.history.validation[-1][1]
 

@@ -106,17 +106,19 @@ def ours(loaded, dataset, folder, rank, steps):
     from lora_workbench.hosts.comfy.host import ComfyHost
     from lora_workbench.hosts.comfy.trainable import ComfyTrainable
     from lora_workbench.training.run import forget, train
+    from lora_workbench.training.task import TrainingTask
 
     config = TrainConfig(
         adapter=AdapterConfig(rank=rank, targets=("unet",)),
         run=RunConfig(steps=steps),
         checkpoint=CheckpointConfig(every=0),
     )
-    watcher, runs = Quiet(), Path(folder, "run")
-    forget(runs)
+    watcher, runs, cache = Quiet(), Path(folder, "runs"), Path(folder, "cache")
     with torch.inference_mode(False), torch.enable_grad():
         model = ComfyTrainable(ComfyHost(), *loaded)
-        train(model, dataset, config, Output(), runs, Path(folder, "cache"), watcher, "benchmark")
+        task = TrainingTask(model, dataset, config, Output(), runs, cache)
+        forget(task)
+        train(task, watcher)
     return watcher.notes
 
 

@@ -14,7 +14,7 @@ from lora_workbench.training.dropout import Draws
 from lora_workbench.training.loop import Trainer
 from lora_workbench.training.picture_feed import PictureFeed
 from lora_workbench.training.randomness import seed_of
-from lora_workbench.training.run import planned_steps, run_key
+from lora_workbench.training.run import planned_steps
 from lora_workbench.training.watcher import Watcher
 
 
@@ -55,7 +55,7 @@ def train_base(
         output: The weights.
     """
     model, config = prepared.model, prepared.config.training
-    key = run_key(model, prepared.dataset, config)
+    key = prepared.task.key
     with_rows = token_owner(model.parts["te1"])
     table = with_rows.token_embedding.weight.detach()
     with_rows.token_embedding = TokenRows(ids, table)

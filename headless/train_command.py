@@ -13,7 +13,7 @@ from .train_keys import example_config, key_table
 from .user_folder import user_folder
 
 if TYPE_CHECKING:
-    from ..training.run import Outcome
+    from ..training.outcome import Outcome
 
 HELP = "train a LoRA on pictures with captions"
 DESCRIPTION = """\

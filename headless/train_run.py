@@ -24,14 +24,15 @@ from ..training.dataset.data import Dataset
 from ..training.dataset.report import report
 from ..training.dataset.scan import scan
 from ..training.file_config import FileConfig, ModelConfig
+from ..training.outcome import Outcome
 from ..training.processes import Processes
-from ..training.run import Outcome, forget, look, run_key, train
+from ..training.run import forget, look, train
+from ..training.task import TrainingTask
 from ..training.watcher import Progress
 from .messages import write_text
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _FOLDERS = ("folder", "regularisation", "mask_folder", "validation_folder")
-_KEY_LETTERS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,14 @@ class Prepared:
     dataset: Dataset
     folder: Path
     is_first_process: bool
+
+    @property
+    def task(self) -> TrainingTask:
+        """For the trainer."""
+        config, cache = self.config, self.folder / "cache"
+        return TrainingTask(
+            self.model, self.dataset, config.training, config.output, self.folder, cache
+        )
 
 
 def checked_config(path: Path) -> FileConfig:
@@ -87,37 +96,21 @@ def looked_at(prepared: Prepared) -> None:
     Raises:
         LoraError: something of the run cannot be used, or would do nothing.
     """
-    config = prepared.config
-    write_text(report(prepared.dataset, config.run.batch_size))
-    cost = look(
-        prepared.model, prepared.dataset, config.training, config.output, prepared.folder / "cache",
-        CommandWatcher(_Stop(), None, prepared.folder),
-    )  # fmt: skip
-    write_text(cost)
+    write_text(report(prepared.dataset, prepared.config.run.batch_size))
+    write_text(look(prepared.task, CommandWatcher(_Stop(), None, prepared.folder)))
 
 
 def trained(prepared: Prepared, retrain: bool) -> Outcome:
     """Train, with progress on standard error."""
-    config = prepared.config
-    key = run_key(prepared.model, prepared.dataset, config.training)
-    folder = prepared.folder / key[:_KEY_LETTERS]
+    task = prepared.task
     if retrain and prepared.is_first_process:
-        forget(folder)
+        forget(task)
     Processes().wait()  # nobody finds what is being forgotten
     if prepared.is_first_process:
-        write_text(report(prepared.dataset, config.run.batch_size))
+        write_text(report(prepared.dataset, prepared.config.run.batch_size))
     with _stop_on_interrupt() as stop, _bar(prepared.is_first_process) as bar:
-        watcher = CommandWatcher(stop, bar, folder / "previews", prepared.is_first_process)
-        return train(
-            prepared.model,
-            prepared.dataset,
-            config.training,
-            config.output,
-            folder,
-            prepared.folder / "cache",
-            watcher,
-            key,
-        )
+        watcher = CommandWatcher(stop, bar, task.folder / "previews", prepared.is_first_process)
+        return train(task, watcher)
 
 
 class CommandWatcher:

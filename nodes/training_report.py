@@ -6,7 +6,7 @@ from pathlib import Path
 from ..training.dataset.data import Dataset
 from ..training.dataset.problems import HINTS
 from ..training.dataset.report import bucket_rows
-from ..training.run import Outcome
+from ..training.outcome import Outcome
 from .report_form import IN_PART, OK, Bars, Report, Section
 
 _SHOWN = 20

@@ -11,14 +11,14 @@ from ..hosts.protocol import Host, Live
 from ..training.config import Output, TrainConfig
 from ..training.cost import duration
 from ..training.dataset.data import Dataset
-from ..training.run import forget, run_key, train
+from ..training.run import forget, train
+from ..training.task import TrainingTask
 from ..training.watcher import Progress
 from .charts import line_chart
 from .lora_model import LoraModel
 from .report_form import Report
 from .training_report import run_report
 
-_KEY_LETTERS = 16
 _SMOOTHING = 0.95  # of the time of a step
 
 
@@ -53,13 +53,12 @@ def run_node(
     folders = host.training_folders()
     with torch.inference_mode(False), torch.enable_grad():
         trainable = host.trainable(model, clip, vae)
-        key = run_key(trainable, dataset, config)
-        folder = folders.runs / key[:_KEY_LETTERS]
+        task = TrainingTask(trainable, dataset, config, output, folders.runs, folders.cache)
         if retrain:
-            forget(folder)
+            forget(task)
         with host.live(node_id) as live:
             watcher = NodeWatcher(live)
-            outcome = train(trainable, dataset, config, output, folder, folders.cache, watcher, key)
+            outcome = train(task, watcher)
     if outcome.is_complete:
         host.stopped_runs.discard((name, seed))
     else:

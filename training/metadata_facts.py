@@ -4,40 +4,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from .config import AdapterConfig, Output, TrainConfig
+from .config import AdapterConfig, TrainConfig
 from .dataset.captions import plain_caption
-from .dataset.data import Dataset
 from .dataset.facts import dataset_facts, tag_frequency
 from .export import TrainingFacts, metadata
 from .export.metadata import KOHYA_KEYS
 from .kinds import LYCORIS, idle_fields
 from .targets import TrainedTarget
-from .trainable import Trainable
+from .task import TrainingTask
 
 _CAPTIONS = 20
 _PLACES = ("folder", "regularisation", "mask_folder", "validation_folder")
 
 
 def training_facts(
-    dataset: Dataset,
-    config: TrainConfig,
-    output: Output,
-    model: Trainable,
-    targets: Sequence[TrainedTarget],
-    step: int,
-    steps: int,
+    task: TrainingTask, targets: Sequence[TrainedTarget], step: int, steps: int
 ) -> Mapping[str, str]:
     """Header of a run's file, text by name.
 
     Args:
-        dataset: What was trained on.
-        config: How.
-        output: Author, licence and words.
-        model: The base.
-        targets: What was trained of it.
+        task: The run's.
+        targets: What was trained of the base.
         step: Optimiser steps done.
         steps: Optimiser steps planned.
     """
+    model, dataset, config, output = task.model, task.dataset, task.config, task.output
     found = dataset_facts(dataset, config.run.batch_size)
     more = {
         name.removeprefix("ss_"): value
@@ -52,9 +43,7 @@ def training_facts(
     data: dict[str, Any] = {"dataset": asdict(dataset.settings), "training": asdict(config)}
     for name in ("preview", "checkpoint"):  # nothing in the file depends on them
         del data["training"][name]
-    data["dataset"] |= dict.fromkeys(
-        ("folder", "regularisation", "mask_folder", "validation_folder"), ""
-    )
+    data["dataset"] |= dict.fromkeys(_PLACES, "")
     facts = TrainingFacts(
         name=output.name,
         family=model.table.family,

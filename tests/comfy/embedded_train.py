@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 MODULES = {
     "run": "training.run",
+    "task": "training.task",
     "config": "training.config",
     "scan": "training.dataset.scan",
     "settings": "training.dataset.settings",
@@ -94,10 +95,9 @@ def recorded(package, trainable, pictures, folder, overrides):
             noise = pack.objective.drawn_noise((4, 8, 8), config.objective, seed, *key)
             found |= {f"time {key}": time, f"noise {key}": noise}
     watcher = Losses()
-    key = pack.run.run_key(model, dataset, config)
-    outcome = pack.run.train(
-        model, dataset, config, output, Path(folder) / "run", Path(folder) / "cache", watcher, key
-    )
+    runs, cache = Path(folder) / "runs", Path(folder) / "cache"
+    task = pack.task.TrainingTask(model, dataset, config, output, runs, cache)
+    outcome = pack.run.train(task, watcher)
     found["losses"] = torch.tensor(watcher.losses, dtype=torch.float64)
     return found, outcome
 

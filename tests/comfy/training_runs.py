@@ -10,6 +10,7 @@ from ..training.conftest import Folder
 MODULES = {
     "config": "training.config",
     "run": "training.run",
+    "task": "training.task",
     "scan": "training.dataset.scan",
     "settings": "training.dataset.settings",
     "injection": "training.injection",
@@ -116,18 +117,11 @@ class Runs:
         config, watcher = config or self.config(), watcher or Listener()
         output = output or self.pack.config.Output(name="dots", dtype="fp32")
         with torch.inference_mode(), torch.inference_mode(False), torch.enable_grad():
-            trainable = self.trainable()
-            key = self.pack.run.run_key(trainable, self.dataset, config)
-            return self.pack.run.train(
-                trainable,
-                self.dataset,
-                config,
-                output,
-                self.folder / name / key[:16],
-                self.folder / "cache",
-                watcher,
-                key,
+            runs, cache = self.folder / name, self.folder / "cache"
+            task = self.pack.task.TrainingTask(
+                self.trainable(), self.dataset, config, output, runs, cache
             )
+            return self.pack.run.train(task, watcher)
 
     def stack_item(self, lora, strength):
         """A LoRA for the host's ``apply``."""

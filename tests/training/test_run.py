@@ -22,7 +22,8 @@ from lora_workbench.training.config import (
 )
 from lora_workbench.training.optimizer import OPTIMIZERS, READS
 from lora_workbench.training.randomness import seed_of
-from lora_workbench.training.run import forget, run_key, train
+from lora_workbench.training.run import forget, train
+from lora_workbench.training.task import TrainingTask
 
 from .runs import Quiet, tiny_trainable
 
@@ -33,11 +34,13 @@ SHORT = TrainConfig(
 )
 
 
-def trained(folder, dataset, config=SHORT, watcher=None, model=None, output=None):
+def task_of(folder, dataset, config=SHORT, model=None, output=None):
     model, output = model or tiny_trainable(), output or Output(name="dots")
-    key = run_key(model, dataset, config)
-    runs, cache = folder / "runs" / key[:16], folder / "cache"
-    return train(model, dataset, config, output, runs, cache, watcher or Quiet(), key)
+    return TrainingTask(model, dataset, config, output, folder / "runs", folder / "cache")
+
+
+def trained(folder, dataset, config=SHORT, watcher=None, model=None, output=None):
+    return train(task_of(folder, dataset, config, model, output), watcher or Quiet())
 
 
 @pytest.fixture
@@ -106,13 +109,13 @@ def test_another_picture_caption_seed_or_base_is_another_run(folder, tmp_path):
             with torch.no_grad():
                 next(model.parts["unet"].parameters()).add_(1)
             model = type(model)(model._model, model._clip, model._vae)
-        keys.add(run_key(model, dataset, config))
+        keys.add(task_of(tmp_path, dataset, config, model).key)
     assert len(keys) == 5
 
 
 def test_forgetting_begins_again(dataset, tmp_path):
-    first = trained(tmp_path, dataset)
-    forget(first.path.parent)
+    trained(tmp_path, dataset)
+    forget(task_of(tmp_path, dataset))
     assert trained(tmp_path, dataset).new_steps == 3
 
 
@@ -258,6 +261,7 @@ def test_a_preview_of_pissa_begins_with_the_base_s_picture(dataset, tmp_path):
     torch.testing.assert_close(pictures[1], pictures[0], rtol=0, atol=2e-3)
 
 
-def test_what_the_model_predicts_is_part_of_the_run(dataset):
-    epsilon, velocity = (tiny_trainable(prediction=p) for p in ("epsilon", "v_prediction"))
-    assert run_key(epsilon, dataset, SHORT) != run_key(velocity, dataset, SHORT)
+def test_what_the_model_predicts_is_part_of_the_run(dataset, tmp_path):
+    models = (tiny_trainable(prediction=p) for p in ("epsilon", "v_prediction"))
+    epsilon, velocity = (task_of(tmp_path, dataset, model=model).key for model in models)
+    assert epsilon != velocity
