@@ -78,7 +78,7 @@ class Quiet:
         self.notes.append(text)
 
 
-def start_comfyui(base_directory):
+def start_comfyui(base_directory, *options):
     """Make ComfyUI importable, on the CPU; gives the loaded slim checkpoint."""
     sys.path.insert(0, str(TESTS))
     import comfy_source
@@ -86,7 +86,7 @@ def start_comfyui(base_directory):
 
     torchvision_stub.install()
     sys.path.insert(0, str(comfy_source.comfyui_path()))
-    arguments = ["main.py", "--cpu", "--base-directory", str(base_directory)]
+    arguments = ["main.py", "--cpu", "--base-directory", str(base_directory), *options]
     (Path(base_directory) / "custom_nodes").mkdir()
     with mock.patch.object(sys, "argv", arguments):
         import comfy.options
@@ -200,11 +200,17 @@ def main():
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--pytorch-attention",
+        action="store_true",
+        help="ComfyUI's own attention is slow on the CPU; this is the one it takes on NVIDIA cards",
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
-        loaded = start_comfyui(folder)
+        attention = ["--use-pytorch-cross-attention"] if options.pytorch_attention else []
+        loaded = start_comfyui(folder, *attention)
         steps = Steps()
         for side in options.sides:
             run_case(loaded, folder, side, steps, options)

@@ -23,6 +23,7 @@ from .sampling.schedule import scaled_linear_schedule
 from .text import encode, encode_for_training
 
 _PREFIXES = {"unet": "unet.", "te1": "text_encoder.", "te2": "text_encoder_2."}
+_UNREAD = "text_encoder.text_projection.weight"
 _PIXELS = 8  # that a latent covers
 
 
@@ -132,12 +133,16 @@ class EmbeddedTrainable:
 
 
 def trainable_weights(targets: Iterable[Target]) -> dict[str, dict[str, Target]]:
-    """For each part, name of a module in it to its weight; norms and biases are left out."""
+    """For each part, name of a module in it to its weight; norms and biases are left out.
+
+    So is the projection of the first text encoder, which no model here reads.
+    """
     found: dict[str, dict[str, Target]] = {}
     for target in targets:
         name = target.target_key
+        is_matrix = name.endswith(".weight") and len(target.shape) > 1
         for part, prefix in _PREFIXES.items():
-            if name.startswith(prefix) and name.endswith(".weight") and len(target.shape) > 1:
+            if name.startswith(prefix) and is_matrix and name != _UNREAD:
                 found.setdefault(part, {})[name[len(prefix) : -len(".weight")]] = target
     return found
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from .checkpoints import SLIM, attention_targets, kohya_name, lora_targets, write_lora
+from .checkpoints import SLIM, kohya_name, lora_targets, write_lora
+from .quantised_model import effect_error, mxfp8_model
 from .test_runtime import (
     apply,
     flux,  # noqa: F401  a fixture
@@ -254,25 +255,12 @@ def test_what_cannot_run_unmerged_is_patched(comfy, flux):  # noqa: F811
 @pytest.mark.parametrize("axis", AXES)
 def test_a_quantised_base_keeps_the_effect(comfy, slim_checkpoint, doras, axis):
     """The layer's own weights, as they are stored, are the base."""
-    from .test_quantised import BLOCK, layer_output, quantised
-
-    pytest.importorskip("comfy.quant_ops", reason="ComfyUI 0.3.64 has no quantised tensors")
-    prefix = "model.diffusion_model."
-    stored = load_file(comfy.checkpoints_dir / slim_checkpoint)
-    tensors = {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
-    targets = [t for t in attention_targets(lora_targets(SLIM)) if ".attn1." in t.target_key]
-    model = quantised(tensors, targets, "mxfp8")
-    (target,) = (t for t in targets if t.target_key == f"{BLOCK}.to_q.weight")
-    module = model.model.get_submodule(f"{BLOCK}.to_q")
-    base = module.weight.dequantize().double()
+    model, target, base = mxfp8_model(comfy, slim_checkpoint)
     file, own = load_file(comfy.loras_dir / doras[axis]), kohya_name(target)
     down, up, norms = (
         file[f"{own}.{end}"] for end in ("lora_down.weight", "lora_up.weight", "dora_scale")
     )
-    delta, _ = dora64(base, down, up, 0.5, norms, AXES[axis])
-    x = torch.randn(16, 320, generator=torch.Generator().manual_seed(0))
+    delta, _ = dora64(base.double(), down, up, 0.5, norms, AXES[axis])
     auto, _, report = apply(model, None, one_row(doras[axis], 0.5), "auto")
-    got = layer_output(auto, f"{BLOCK}.to_q", x) - layer_output(model, f"{BLOCK}.to_q", x)
-    effect = 0.5 * x.double() @ delta.T
-    assert ((got - effect).norm() / effect.norm()).item() < 5e-3
+    assert effect_error(model, auto, 0.5 * delta) < 5e-3
     assert "runtime, LoRAs added in each forward pass" in report

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from .checkpoints import SLIM, attention_targets, kohya_name, lora_targets
+from .checkpoints import SLIM, kohya_name, lora_targets
+from .quantised_model import effect_error, mxfp8_model
 from .test_runtime import (
     apply,
     flux,  # noqa: F401  a fixture
@@ -344,24 +345,12 @@ def test_a_quantised_base_keeps_the_effect(comfy, slim_checkpoint, files, kind):
     """The layer's own weights, as they are stored, are the base."""
     from comfy import lora
 
-    from .test_quantised import BLOCK, layer_output, quantised
-
-    pytest.importorskip("comfy.quant_ops", reason="ComfyUI 0.3.64 has no quantised tensors")
-    prefix = "model.diffusion_model."
-    stored = load_file(comfy.checkpoints_dir / slim_checkpoint)
-    tensors = {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
-    quantise = [t for t in attention_targets(lora_targets(SLIM)) if ".attn1." in t.target_key]
-    model = quantised(tensors, quantise, "mxfp8")
-    (target,) = (t for t in quantise if t.target_key == f"{BLOCK}.to_q.weight")
-    base = model.model.get_submodule(f"{BLOCK}.to_q").weight.dequantize().float()
+    model, target, base = mxfp8_model(comfy, slim_checkpoint)
     own = kohya_name(target)
     file = load_file(comfy.loras_dir / files[kind])
     file = {key: value for key, value in file.items() if key.startswith(f"{own}.")}
     (core,) = lora.load_lora(file, {own: "key"}).values()
     delta = lora.calculate_weight([(1.0, core, 1.0, None, None)], base.clone(), "key") - base
-    x = torch.randn(16, 320, generator=torch.Generator().manual_seed(0))
     auto, _, report = apply(model, None, one_row(files[kind]), "auto")
-    got = layer_output(auto, f"{BLOCK}.to_q", x) - layer_output(model, f"{BLOCK}.to_q", x)
-    effect = x @ delta.T
-    assert ((got - effect).norm() / effect.norm()).item() < 1e-2
+    assert effect_error(model, auto, delta) < 1e-2
     assert "runtime, LoRAs added in each forward pass" in report

@@ -1,17 +1,21 @@
 """Quantised bases, as ComfyUI loads them: what is left of a LoRA's effect, against float64."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from .checkpoints import SLIM, attention_targets, kohya_name, unet_targets, write_lora
+from .checkpoints import kohya_name, write_lora
+from .quantised_model import (
+    LAYER,
+    STORED_AS_FP8,
+    effect_error,
+    quantised,
+    self_attention,
+    slim_unet_tensors,
+)
 from .test_runtime import apply, one_row
 
-STORED_AS_FP8 = "plain fp8"
 FORMATS = ("float8_e4m3fn", "mxfp8", "int8_tensorwise", "nvfp4", STORED_AS_FP8)
-BLOCK = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1"
 
 
 @pytest.fixture(autouse=True)
@@ -24,8 +28,7 @@ def inference_mode(comfy):
 
 @pytest.fixture(scope="module")
 def targets(comfy):
-    """The self-attention of the slim UNet; packed cross-attention hides its size from ComfyUI."""
-    return [t for t in attention_targets(unet_targets(SLIM)) if ".attn1." in t.target_key]
+    return self_attention()
 
 
 @pytest.fixture(scope="module")
@@ -37,33 +40,7 @@ def lora(comfy, targets):
 
 @pytest.fixture(scope="module")
 def unet_tensors(comfy, slim_checkpoint):
-    prefix = "model.diffusion_model."
-    tensors = load_file(comfy.checkpoints_dir / slim_checkpoint)
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def quantised(tensors, targets, name):
-    """A MODEL whose ``targets`` are stored in a format of ComfyUI, through its own loader."""
-    from comfy import quant_ops, sd
-
-    tensors = dict(tensors)
-    if name == STORED_AS_FP8:
-        return sd.load_diffusion_model_state_dict(tensors, {"dtype": torch.float8_e4m3fn})
-    layout = quant_ops.QUANT_ALGOS[name]["comfy_tensor_layout"]
-    config = torch.tensor(list(json.dumps({"format": name}).encode()), dtype=torch.uint8)
-    for target in targets:
-        key = target.target_key.removeprefix("diffusion_model.")
-        weight = tensors.pop(key).float()
-        tensors.update(quant_ops.QuantizedTensor.from_float(weight, layout).state_dict(key))
-        tensors[key.removesuffix("weight") + "comfy_quant"] = config
-    return sd.load_diffusion_model_state_dict(tensors)
-
-
-def layer_output(patcher, layer, x):
-    from comfy import model_management
-
-    model_management.load_models_gpu([patcher])
-    return patcher.model.get_submodule(layer)(x).double()
+    return slim_unet_tensors(comfy, slim_checkpoint)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -72,23 +49,15 @@ def test_auto_keeps_the_effect_that_cores_merge_loses(comfy, unet_tensors, targe
     import nodes
 
     base = quantised(unet_tensors, targets, name)
-    x = torch.randn(16, 320, generator=torch.Generator().manual_seed(0))
     factors = load_file(comfy.loras_dir / lora)
     auto, _, report = apply(base, None, one_row(lora, 0.5), "auto")
     core, _ = nodes.LoraLoader().load_lora(base, None, lora, 0.5, 0.0)
 
-    layer = f"{BLOCK}.to_q"
-    (target,) = (t for t in targets if t.target_key == f"{layer}.weight")
+    (target,) = (t for t in targets if t.target_key == f"{LAYER}.weight")
     prefix = kohya_name(target)
     down, up = (factors[f"{prefix}.lora_{end}.weight"].double() for end in ("down", "up"))
-    effect = 0.5 * x.double() @ down.T @ up.T
-
-    def error(patcher):
-        got = layer_output(patcher, layer, x) - layer_output(base, layer, x)
-        return ((got - effect).norm() / effect.norm()).item()
-
-    assert error(auto) < 1e-3
-    assert error(core) > 0.05
+    assert effect_error(base, auto, 0.5 * up @ down) < 1e-3
+    assert effect_error(base, core, 0.5 * up @ down) > 0.05
     assert "runtime, LoRAs added in each forward pass" in report
 
 

@@ -13,6 +13,7 @@ from .training_runs import Runs, loaded_checkpoint, pictures
 
 pytestmark = pytest.mark.comfyui("0.30", "the trainer is written for 0.30")
 
+SHORT = 'optimizer.warmup_steps = 0\noptimizer.schedule = "constant"\nrun.steps = 3'
 SETTINGS = {
     "unet": 'run.steps = 20\nadapter.targets = ["attn", "conv"]\nrun.batch_size = 2',
     "text": 'run.steps = 20\nadapter.text_encoder = ["te"]\nadapter.dropout = 0.1',
@@ -42,13 +43,31 @@ def _text_encoders_in_fp32(comfy):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_both_hosts_train_alike(comfy, half_checkpoint, tmp_path, name):
+    assert_trained_alike(comfy, half_checkpoint, tmp_path, SETTINGS[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+def test_other_families_train_alike(comfy, tmp_path, family):
+    """UNet and all text encoders; SDXL is told the sizes of each picture."""
+    checkpoint = f"trained-{family}.safetensors"
+    script, lora = Path(__file__).with_name("family_checkpoint.py"), tmp_path / "lora.safetensors"
+    path = comfy.checkpoints_dir / checkpoint
+    subprocess.run([sys.executable, "-W", "ignore", script, family, path, lora], check=True)
+    settings = f'{SHORT}\nrun.batch_size = 2\nadapter.text_encoder = ["te"]'
+    assert_trained_alike(comfy, checkpoint, tmp_path, settings)
+    path.unlink()
+
+
+def assert_trained_alike(comfy, checkpoint, tmp_path, settings):
+    """Equal factors, order, times and noise; losses within 1e-4; files with the same keys."""
     shown = pictures(tmp_path / "pictures")
-    runs = Runs(comfy, loaded_checkpoint(half_checkpoint), tmp_path / "comfyui")
+    runs = Runs(comfy, loaded_checkpoint(checkpoint), tmp_path / "comfyui")
     with torch.inference_mode(False), torch.enable_grad():
         ours, outcome = recorded(
-            comfy.pack.__name__, runs.trainable, shown, tmp_path / "comfyui", SETTINGS[name]
+            comfy.pack.__name__, runs.trainable, shown, tmp_path / "comfyui", settings
         )
-    theirs, path = embedded(comfy, half_checkpoint, shown, tmp_path / "embedded", SETTINGS[name])
+    theirs, path = embedded(comfy, checkpoint, shown, tmp_path / "embedded", settings)
     losses, other_losses = ours.pop("losses"), theirs.pop("losses")
     assert ours.keys() == theirs.keys()
     different = [key for key in ours if not torch.equal(ours[key], theirs[key])]

@@ -87,6 +87,15 @@ def test_the_modules_and_numbers_of_the_real_bases(family, counts):
     assert size.file_bytes == 2 * wanted + 4 * len(targets)
 
 
+def test_a_projection_that_the_model_does_not_read_is_not_trained():
+    """Files of SD 2 hold that of OpenCLIP-H; SDXL reads its second encoder's."""
+    shapes = {"text_encoder.text_projection.weight": (1024, 1024)}
+    shapes |= {f"unet.{key}": tuple(w.shape) for key, w in unet_of("sd15").state_dict().items()}
+    assert "te1" not in trainable_weights(table_from_shapes(shapes).targets)
+    _, weights = parts_of("sdxl")
+    assert "text_projection" in weights["te2"]
+
+
 def step(unet, family):
     """FLOPs and kept bytes of one forward and backward in bf16."""
     side, dtype = SIDES[family], torch.bfloat16

@@ -17,12 +17,12 @@ from lora_workbench.training.config import (
 from lora_workbench.training.dropout import Draws
 from lora_workbench.training.injection import ejected, injected
 from lora_workbench.training.kinds import role_sizes
-from lora_workbench.training.objective import drawn_noise, drawn_timestep
 from lora_workbench.training.targets import choose_targets
 from lora_workbench.training.trainable import PictureSize
 
 from ..headless.tiny_pipeline import tiny_unet
 from .lycoris_cases import KINDS, adapter, fill, lycoris_delta, lycoris_module
+from .plain_loop import plain_losses
 from .runs import ListFeed, run, short_run, tiny_trainable
 from .test_parity import StopAtOnce
 
@@ -42,10 +42,11 @@ def answer(model):
     return model.predict(noisy, torch.tensor([300]), model.conditions(texts, SIZES))
 
 
-def plain_loop(kind, start, config, feed):
-    """LyCORIS and diffusers by themselves; LyCORIS rebuilds the weights, as is its default."""
-    from diffusers import DDPMScheduler
+def lycoris_unet(kind, start):
+    """The tiny UNet under LyCORIS' layers as they start, and their parameters.
 
+    LyCORIS rebuilds the weights, as is its default.
+    """
     unet, trainable, layers = tiny_unet(), tiny_trainable(), []
     for path, target in trainable.weights["unet"].items():
         if any(name.startswith(f"{target.canonical}.") for name in start):
@@ -57,27 +58,7 @@ def plain_loop(kind, start, config, feed):
             layers.append(layer)
     trained = [parameter for layer in layers for parameter in layer.parameters()]
     assert len(trained) == len(start)
-    optimizer = torch.optim.AdamW(trained, lr=config.optimizer.rate)
-    schedule = DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
-    )
-    losses = []
-    for step in range(STEPS):
-        keys = [(step, 0), (step, 1)]
-        batch = feed.load(feed.picks(step), keys)
-        noise = torch.stack([drawn_noise((4, 8, 8), config.objective, 0, *key) for key in keys])
-        times = torch.stack(
-            [drawn_timestep(trainable.levels, config.objective, 0, *key) for key in keys]
-        )
-        states = torch.cat([text["states"] for text in trainable.encode_captions(batch.captions)])
-        noisy = schedule.add_noise(batch.latents, noise, times)
-        loss = torch.nn.functional.mse_loss(unet(noisy, times, states.detach()).sample, noise)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, config.optimizer.clip_norm)
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
+    return unet, trained
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -86,7 +67,7 @@ def test_the_losses_of_a_plain_loop(kind, tmp_path):
     config = short_run(adapter(kind, targets=WHERE), OptimizerConfig(rate=2e-3), steps=STEPS)
     start, _ = run(config, tmp_path / "start", watcher=StopAtOnce())
     end, losses = run(config, tmp_path / "run")
-    wanted = plain_loop(kind, start, config, ListFeed())
+    wanted = plain_losses(*lycoris_unet(kind, start), config, ListFeed(), STEPS)
     assert losses == pytest.approx(wanted, abs=1e-5)
     moved = [bool((end[name] - start[name]).abs().max() > STEPS * 1e-4) for name in start]
     assert sum(moved) > 0.9 * len(moved)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from lora_workbench.training.config import AdapterConfig, ObjectiveConfig, OptimizerConfig
-from lora_workbench.training.objective import drawn_noise, drawn_timestep
 
 from ..headless.tiny_pipeline import tiny_unet
+from .plain_loop import plain_losses
 from .runs import ListFeed, run, short_run, tiny_trainable, values_of
 
 STEPS = 50
@@ -21,12 +21,11 @@ METHODS = {
 }
 
 
-def plain_loop(start, config, options, feed):
-    """PEFT and diffusers by themselves, as their documentation writes a loop."""
-    from diffusers import DDPMScheduler
+def peft_unet(start, config, options):
+    """The tiny UNet with PEFT's factors as they start, and those of its parameters that move."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    unet, trainable = tiny_unet(), tiny_trainable()
+    unet, targets = tiny_unet(), tiny_trainable().weights["unet"]
     settings = LoraConfig(
         r=config.adapter.rank,
         lora_alpha=config.adapter.alpha or config.adapter.rank,
@@ -37,35 +36,8 @@ def plain_loop(start, config, options, feed):
     with torch.no_grad():
         for name, module in unet.named_modules():
             if hasattr(module, "lora_A"):
-                (canonical,) = [
-                    target.canonical
-                    for path, target in trainable.weights["unet"].items()
-                    if path == name
-                ]
-                module.lora_A["default"].weight.copy_(start[f"{canonical}.down"])
-    trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.optimizer.rate)
-    schedule = DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
-    )
-    losses = []
-    for step in range(STEPS):
-        keys = [(step, 0), (step, 1)]
-        batch = feed.load(feed.picks(step), keys)
-        noise = torch.stack([drawn_noise((4, 8, 8), config.objective, 0, *key) for key in keys])
-        draw = [drawn_timestep(trainable.levels, config.objective, 0, *key) for key in keys]
-        times = torch.stack(draw)
-        texts = trainable.encode_captions(batch.captions)
-        states = torch.cat([text["states"] for text in texts]).detach()
-        noisy = schedule.add_noise(batch.latents, noise, times)
-        answer = unet(noisy, times, states).sample
-        loss = torch.nn.functional.mse_loss(answer, noise)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, config.optimizer.clip_norm)
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
+                module.lora_A["default"].weight.copy_(start[f"{targets[name].canonical}.down"])
+    return unet, [parameter for parameter in unet.parameters() if parameter.requires_grad]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -74,7 +46,7 @@ def test_the_losses_of_a_plain_loop(method, tmp_path):
     config = short_run(adapter, OptimizerConfig(rate=2e-3), steps=STEPS)
     start, _ = run(short_run(adapter, steps=1), tmp_path / "start", watcher=StopAtOnce())
     _, losses = run(config, tmp_path / "run")
-    wanted = plain_loop(start, config, options, ListFeed())
+    wanted = plain_losses(*peft_unet(start, config, options), config, ListFeed(), STEPS)
     assert losses == pytest.approx(wanted, abs=1e-5)
     assert losses != pytest.approx([losses[0]] * STEPS, abs=1e-3)
 
