@@ -8,7 +8,8 @@ rank 32 with a fixed alpha, rsLoRA is lower than LoRA, whose updates shrink with
 
 ``--pictures`` takes a folder of yours with captions; ``--twemoji`` a folder with
 ``twemoji32_rgb.npz`` (n, 32, 32, 3, uint8) and ``twemoji_captions.json``; else some are drawn.
-``--grid`` writes pictures of captions that were never trained on, by the base and by each seed.
+``--grid`` writes what the base and each seed's LoRA make of captions that were never trained on;
+with ``--denoise 0.6`` they begin with the held-out picture under so much of the noise.
 """
 
 import argparse
@@ -26,14 +27,18 @@ from PIL import Image
 from lora_workbench.headless.demo_model.pictures import draw_scene, random_scenes
 from lora_workbench.headless.demo_model.write import write_demo_checkpoint
 from lora_workbench.headless.picture_grid import picture_grid
+from lora_workbench.hosts.embedded.applying import applied
+from lora_workbench.hosts.embedded.autoencoder import decoded, encoded
 from lora_workbench.hosts.embedded.checkpoints import load_checkpoint
 from lora_workbench.hosts.embedded.handles import Clip, Model, Vae
+from lora_workbench.hosts.embedded.sampling import sample
+from lora_workbench.hosts.embedded.text import encode
 from lora_workbench.hosts.embedded.trainable import EmbeddedTrainable
+from lora_workbench.lora_core.stack import StackItem
 from lora_workbench.training.config import (
     AdapterConfig,
     OptimizerConfig,
     Output,
-    PreviewConfig,
     RunConfig,
     TrainConfig,
     ValidationConfig,
@@ -46,6 +51,7 @@ from lora_workbench.training.task import TrainingTask
 from harness import machine
 
 SEEDS, STEPS, PICTURES = (0, 1, 2), 120, 64
+SHOWN_PICTURES, SAMPLING = 4, {"seed": 0, "steps": 20, "cfg": 4.0}
 LEAST = 0.10  # share of the base's loss
 RATE, ALPHA = 1e-3, 4.0
 
@@ -73,28 +79,20 @@ LOWER = [
 ]
 
 
-class Watcher:
-    """Keeps the previews, as pictures."""
-
-    def __init__(self):
-        self.pictures = []
+class Quiet:
+    """A watcher that lets the run go on and says nothing."""
 
     def wish(self):
-        """Never stop."""
+        """See ``Watcher``."""
 
     def stepped(self, progress):
-        """Nothing."""
+        """See ``Watcher``."""
 
     def validated(self, step, loss):
-        """Nothing."""
-
-    def pictured(self, step, prompt, picture):
-        """Keep it."""
-        bytes_ = (picture.clamp(0, 1) * 255).round().byte().cpu().numpy()
-        self.pictures.append(Image.fromarray(bytes_))
+        """See ``Watcher``."""
 
     def noted(self, text):
-        """Nothing."""
+        """See ``Watcher``."""
 
 
 def main():
@@ -103,6 +101,7 @@ def main():
     source.add_argument("--pictures", type=Path)
     source.add_argument("--twemoji", type=Path)
     parser.add_argument("--grid", type=Path)
+    parser.add_argument("--denoise", type=float, default=1.0)
     options = parser.parse_args()
     logging.disable(logging.WARNING)  # diffusers' remark about the model's dtype
     torch.set_num_threads(1)
@@ -114,10 +113,10 @@ def main():
             enlarged(options.twemoji, pictures)
         elif not options.pictures:
             drawn(pictures)
-        measured = Measured(folder, pictures, previews=4 if options.grid else 0)
+        measured = Measured(folder, pictures)
         losses = measured.losses()
         if options.grid:
-            measured.grid().save(options.grid)
+            measured.grid(options.denoise).save(options.grid)
     print(machine())
     sizes = f"{len(measured.dataset.samples)} pictures, {len(measured.dataset.validation)} held out"
     print(f"{sizes}; {STEPS} steps of 4, {time.perf_counter() - started:.0f} s")
@@ -168,16 +167,14 @@ def keep(folder, number, picture, caption):
 class Measured:
     """The demo's base and one set of pictures."""
 
-    def __init__(self, folder, pictures, previews):
+    def __init__(self, folder, pictures):
         found = load_checkpoint(write_demo_checkpoint(folder / "base"), torch.float32, "cpu")
-        self.model = EmbeddedTrainable(
-            Model.of(found.diffusion), Clip.of(found.text), Vae(found.vae)
-        )
+        self.parts = Model.of(found.diffusion), Clip.of(found.text)
+        self.vae = found.vae
+        self.model = EmbeddedTrainable(*self.parts, Vae(self.vae))
         self.dataset = scan(DatasetSettings(str(pictures), resolution=128, validation=0.25))
         self.folder = folder
-        self.shown = self.dataset.validation[:previews]
-        self.prompts = tuple(sample.caption for sample in self.shown)
-        self.pictures = {}
+        self.loras = []  # of the shown run, by seed
 
     def losses(self):
         """Name of a run to its validation losses, by seed."""
@@ -190,31 +187,47 @@ class Measured:
 
     def loss_after(self, name, adapter, optimizer, steps, seed):
         """The held-out loss at the end of one run."""
-        preview = PreviewConfig(every=steps, prompts=self.prompts, cfg=4.0)
-        is_shown = self.prompts and name in (BASE, SHOWN)
         config = TrainConfig(
             adapter,
             optimizer,
             run=RunConfig(steps=steps, batch_size=4, seed=seed),
             validation=ValidationConfig(every=steps),
-            preview=preview if is_shown else PreviewConfig(),
         )
         output = Output(dtype="fp32")  # what hardly moved would round to nothing
-        watcher, cache = Watcher(), self.folder / "cache"
-        task = TrainingTask(self.model, self.dataset, config, output, self.folder / "runs", cache)
-        done = train(task, watcher)
-        self.pictures[name, seed] = watcher.pictures
+        runs, cache = self.folder / "runs", self.folder / "cache"
+        task = TrainingTask(self.model, self.dataset, config, output, runs, cache)
+        done = train(task, Quiet())
+        if name == SHOWN:
+            self.loras.append(done.lora)
         return done.history.validation[-1][1]
 
-    def grid(self):
+    def grid(self, denoise):
         """A row for each caption: the held-out picture, the base's and those of each seed."""
-        columns = [(BASE, SEEDS[0]), *((SHOWN, seed) for seed in SEEDS)]
+        shown = self.dataset.validation[:SHOWN_PICTURES]
+        stacks = [[], *([StackItem(lora, 1.0, 1.0)] for lora in self.loras)]
         rows = [
-            [Image.open(item.path), *(self.pictures[column][row] for column in columns)]
-            for row, item in enumerate(self.shown)
+            [Image.open(item.path), *(self.picture(item, stack, denoise) for stack in stacks)]
+            for item in shown
         ]
-        heads = ["held out", "base", *(f"LoRA, seed {seed}" for seed in SEEDS)]
-        return picture_grid(rows, heads, self.prompts)
+        heads = ["held out", BASE, *(f"LoRA, seed {seed}" for seed in SEEDS)]
+        return picture_grid(rows, heads, [item.caption for item in shown])
+
+    def picture(self, item, stack, denoise):
+        """What the base with a stack draws for a caption, from its picture under noise."""
+        found = applied(*self.parts, self.model.table, stack, "report", "auto")
+        text = found.clip.loaded()
+        prompts = [encode(text, said, found.clip.skip) for said in (item.caption, "")]
+        with Image.open(item.path) as picture:
+            pixels = torch.from_numpy(np.array(picture.convert("RGB"))).float()[None] / 255
+        latent = encoded(self.vae, pixels)
+        if denoise == 1:
+            latent = torch.zeros_like(latent)  # noise does not cover a picture whole
+        latent = sample(
+            found.model.loaded(), *prompts, latent, sampler="euler", scheduler="normal",
+            denoise=denoise, **SAMPLING,
+        )  # fmt: skip
+        drawn = decoded(self.vae, latent)[0].clamp(0, 1)
+        return Image.fromarray((drawn * 255).round().byte().numpy())
 
 
 if __name__ == "__main__":
