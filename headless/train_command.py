@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,11 +113,35 @@ def _output(options: argparse.Namespace, is_folder: bool) -> Path | None:
             {"Path": output},
             f"use {output.stem + '.safetensors'!r}.",
         )
+    if is_folder and output.suffix:
+        raise LoraError(
+            f"{output.name}: PEFT's form is a folder.", {"Path": output}, f"use {output.stem!r}."
+        )
     if output.exists() and not options.force:
         raise LoraError(f"{output.name} exists.", {"Path": output}, "name another, or add --force.")
+    if output.exists() and output.is_dir() != is_folder:
+        kinds = ("a folder", "a file") if is_folder else ("a file", "a folder")
+        raise LoraError(
+            f"{output.name} would be {kinds[0]}, and there is {kinds[1]}.",
+            {"Path": output},
+            "name another.",
+        )
     if not output.parent.is_dir():
         raise LoraError("The output's folder does not exist.", {"Path": output}, "make it first.")
+    _refuse_unwritable(output.parent)
     return output
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Before hours of training."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise LoraError(
+            "The output's folder cannot be written.",
+            {"Cause": error.strerror or error, "Folder": folder},
+            "name a file in another folder.",
+        ) from error
 
 
 def _written(outcome: "Outcome", output: Path | None) -> Path:
@@ -167,4 +192,5 @@ def _text(receipt: dict[str, Any]) -> str:
         lines.append(f"  last loss: {receipt['last_loss']:.4f}")
     if receipt["best_validation_loss"] is not None:
         lines.append(f"  best validation loss: {receipt['best_validation_loss']:.4f}")
+    lines.append(f"  its states and previews: {receipt['run_folder']}")
     return "\n".join([*lines, *(f"  {warning}" for warning in receipt["warnings"])])

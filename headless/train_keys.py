@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 import textwrap
+import typing
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -13,6 +14,18 @@ from .text_table import text_table
 
 _WIDTH = 98
 _ENTRY = re.compile(r"^(\w+): ", re.M)
+_EXAMPLES = {
+    "alpha": 8.0,
+    "bucket_max": 1024,
+    "bucket_min": 256,
+    "clip_skip": -2,
+    "last_timestep": 999,
+    "rank": 8,
+    "rate": 5e-5,
+    "size": [512, 512],
+    "text_encoder_rate": 5e-5,
+}
+"""Of keys without a default that may be left out; TOML has no None."""
 
 
 class Key(NamedTuple):
@@ -75,10 +88,19 @@ def markdown_table() -> str:
 
 
 def _keys_of(table: str, kind: type) -> Iterator[Key]:
-    texts = _texts(kind)
+    texts, hints = _texts(kind), typing.get_type_hints(kind)
     for each in dataclasses.fields(kind):
         if each.name != "rules":
-            yield Key(table, each.name, each.default, texts[each.name])
+            text = _with_choices(texts[each.name], hints[each.name])
+            yield Key(table, each.name, each.default, text)
+
+
+def _with_choices(text: str, hint: Any) -> str:  # noqa: ANN401  of any kind
+    """With the allowed values, where the text does not name them; in TOML's terms."""
+    choices = [f'"{value}"' for value in typing.get_args(hint) if isinstance(value, str)]
+    if not all(choice in text for choice in choices):
+        text += f" One of {', '.join(choices)}."
+    return text.replace("None is", "left out, it is")
 
 
 def _texts(kind: type) -> Mapping[str, str]:
@@ -95,8 +117,10 @@ def _example_lines(key: Key) -> Iterator[str]:
     yield from (f"# {line}" for line in textwrap.wrap(key.text, _WIDTH))
     if key.default is dataclasses.MISSING:
         yield f'{key.name} = ""' if key.table != "adapter.rules" else f'# {key.name} = "attn2"'
+    elif key.default is None:
+        yield f"# {key.name} = {json.dumps(_EXAMPLES[key.name])}"
     else:
-        yield f"# {key.name} = {_shown_default(key.default)}".rstrip()
+        yield f"# {key.name} = {_shown_default(key.default)}"
 
 
 def _shown_default(default: Any) -> str:  # noqa: ANN401  of any kind

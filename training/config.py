@@ -80,7 +80,8 @@ class OptimizerConfig:
     """How the factors move.
 
     Attributes:
-        name: A key of ``optimizer.OPTIMIZERS``.
+        name: ``"adamw"``, ``"adam"``, ``"sgd"``, ``"adafactor"``, or one with a library of its own:
+            ``"adamw8bit"``, ``"lion"``, ``"prodigy"``.
         rate: Learning rate.
         text_encoder_rate: That of the text encoders; None is ``rate``.
         lora_plus: B's rate over A's (arXiv:2402.12354); 1 is plain LoRA. LoRA and DoRA alone.

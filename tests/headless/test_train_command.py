@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import tomllib
@@ -19,8 +20,10 @@ from lora_workbench.headless.demo_model.write import write_demo_checkpoint
 from lora_workbench.headless.train_keys import all_keys, example_config
 from lora_workbench.lora_core.lora import load_lora
 from lora_workbench.training import export, state
+from lora_workbench.training.config import Schedule
 from lora_workbench.training.config_file import parse_toml, read_config
 from lora_workbench.training.file_config import FileConfig
+from lora_workbench.training.optimizer import OPTIMIZERS
 
 CONFIG = """\
 [model]
@@ -101,7 +104,32 @@ def test_the_example_is_valid_with_its_two_required_keys_and_as_a_whole():
     defaults = read_config(FileConfig, {"model": {"checkpoint": ""}, "dataset": {"folder": ""}})
     assert told == defaults
     active = re.sub(r"^# (\w+ = .+|\[\[.*)$", r"\1", example_config(), flags=re.M)
-    assert read_config(FileConfig, tomllib.loads(active)).adapter.rules[0].select == "attn2"
+    whole = read_config(FileConfig, tomllib.loads(active))
+    assert (whole.adapter.rules[0].select, whole.preview.size) == ("attn2", (512, 512))
+
+
+def test_an_output_that_cannot_be_is_refused_before_the_run(user):
+    folder = user.folder / "folder.safetensors"
+    folder.mkdir()
+    (user.folder / "file").touch()
+    peft = [("[checkpoint]", '[output]\nform = "peft"\n[checkpoint]')]
+    for path, changes, told in (
+        (folder, [], "would be a file"),
+        (user.folder / "file", peft, "would be a folder"),
+        (user.folder / "new.safetensors", peft, "use 'new'"),
+        (Path("/proc/dots.safetensors"), [], "cannot be written"),
+    ):
+        code, _, err = user.train("-o", str(path), "--force", changes=changes)
+        assert (code, told in err) == (2, True), err
+    assert user.states() == []
+
+
+def test_every_choice_is_told():
+    texts = {f"{key.table}.{key.name}": key.text for key in all_keys()}
+    assert all(f'"{name}"' in texts["optimizer.name"] for name in OPTIMIZERS)
+    assert all(f'"{name}"' in texts["optimizer.schedule"] for name in get_args(Schedule))
+    assert '"bf16"' in texts["model.dtype"]
+    assert not any("None" in text for text in texts.values())
 
 
 def test_every_key_is_told(user):
