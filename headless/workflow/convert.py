@@ -62,9 +62,9 @@ def _refuse_unknown(sent: list[Place], canvas: Canvas) -> None:
             unknown.setdefault(place.node.type, []).append(place.id)
     if unknown:
         raise LoraError(
-            "The server does not know every node of this workflow.",
+            "Not every node of this workflow is known here.",
             {kind: f"node {', '.join(ids)}" for kind, ids in unknown.items()},
-            "install the packs of these nodes there, or mute the nodes in the workflow.",
+            "run it in a ComfyUI that has their packs (--comfyui URL or PATH), or mute the nodes.",
         )
 
 
