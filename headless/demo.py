@@ -93,7 +93,9 @@ def run(options: argparse.Namespace) -> int:
         require_libraries()
         from .demo_train import show_training
 
-        return 0 if show_training(options.grid) else 1
+        if options.real_files is not None:
+            raise LoraError("--real-files is not read with --train.", fix="take one of them out.")
+        return 0 if show_training(options.grid, options.folder) else 1
     started = time.perf_counter()
     _require_space(options.folder or Path(tempfile.gettempdir()))
     with tempfile.TemporaryDirectory(prefix="lora-workbench-demo-", dir=options.folder) as scratch:

@@ -33,7 +33,9 @@ device = "cpu"
 folder = "pictures"
 resolution = {SIZE}
 [optimizer]
-rate = 3e-3
+rate = 1.5e-3
+schedule = "cosine"
+warmup_steps = 10
 [run]
 steps = 150
 batch_size = 4
@@ -42,17 +44,18 @@ name = "{STYLE}"
 """
 
 
-def show_training(grid: Path) -> bool:
+def show_training(grid: Path, beside: Path | None = None) -> bool:
     """Train a LoRA on drawn pictures, read its file, and draw with and without it.
 
     Args:
         grid: The picture to write.
+        beside: Where to make the temporary folder; None is the system's place.
 
     Returns:
         Whether the pictures with the LoRA are nearer to the style than those without.
     """
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="lora-workbench-demo-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="lora-workbench-demo-", dir=beside) as scratch:
         folder = Path(scratch)
         write_demo_checkpoint(folder / "base")
         _draw(folder / "pictures")
