@@ -71,10 +71,10 @@ def written(task: TrainingTask, trainer: Trainer, before: int) -> Outcome:
     if trainer.processes.is_first:
         targets = [each.trained for each in trainer.factors]
         facts = training_facts(task, targets, trainer.step, trainer.steps)
-        with trainer.averaged():
-            modules = [each.learnt() for each in trainer.factors]
         try:
-            warnings = _export(modules, task, trainer, path, facts)
+            with trainer.averaged():  # what is learnt is read where it lies
+                modules = [each.learnt() for each in trainer.factors]
+                warnings = _export(modules, task, trainer, path, facts)
         except OSError as error:
             raise FailedError(
                 "The LoRA cannot be written.",

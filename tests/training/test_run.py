@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lora_workbench.lora_core.binding import bind
 from lora_workbench.lora_core.errors import LoraError
@@ -111,6 +112,23 @@ def test_another_picture_caption_seed_or_base_is_another_run(folder, tmp_path):
             model = type(model)(model._model, model._clip, model._vae)
         keys.add(task_of(tmp_path, dataset, config, model).key)
     assert len(keys) == 5
+
+
+def test_the_file_holds_the_average_where_the_run_keeps_one(dataset, tmp_path):
+    """The state keeps both: what moves, and diffusers' shadow of it."""
+    files = []
+    for ema in (0.0, 0.9):
+        config = TrainConfig(**{**vars(SHORT), "run": RunConfig(3, batch_size=2, ema=ema)})
+        outcome = trained(tmp_path / str(ema), dataset, config, output=Output(dtype="fp32"))
+        files.append(load_file(outcome.path))
+    (state,) = (tmp_path / "0.9").glob("runs/*/state-00000003*")
+    kept = load_file(state)
+    shadows = {value.numpy().tobytes() for name, value in kept.items() if "average." in name}
+    plain, averaged = files
+    factors = [name for name in averaged if not name.endswith(".alpha")]
+    assert factors
+    assert all(averaged[name].numpy().tobytes() in shadows for name in factors)
+    assert not all(torch.equal(averaged[name], plain[name]) for name in factors)
 
 
 def test_forgetting_begins_again(dataset, tmp_path):
