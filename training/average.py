@@ -13,12 +13,15 @@ class Average:
     Args:
         parameters: What to follow.
         decay: Share of the old average in the new one, in the long run.
+
+    Attributes:
+        is_shown: Whether the parameters are, or are becoming, their average.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
         from diffusers.training_utils import EMAModel
 
-        self._parameters = parameters
+        self._parameters, self.is_shown = parameters, False
         self._model = EMAModel(parameters, decay=decay) if decay else None
 
     def step(self) -> None:
@@ -33,13 +36,15 @@ class Average:
             yield
             return
         own = [parameter.detach().clone() for parameter in self._parameters]
-        self._model.copy_to(self._parameters)
+        self.is_shown = True
         try:
+            self._model.copy_to(self._parameters)
             yield
         finally:
             with torch.no_grad():
                 for parameter, value in zip(self._parameters, own, strict=True):
                     parameter.copy_(value)
+            self.is_shown = False
 
     def tensors(self) -> dict[str, Tensor]:
         """What ``load`` needs."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..lora_core.errors import FailedError, LoraError
+from ..lora_core.errors import FailedError
 from ..lora_core.lora import Lora
 from .config import TrainConfig
 from .cost import Measured, measured
@@ -26,6 +26,10 @@ from .trainable import Trainable
 from .watcher import Progress, Watcher
 
 _Micro = tuple[Sequence[object], Sequence[SampleKey]]
+
+
+class _NotKeptError(FailedError):
+    """The run as it stands is no state to go on from, or cannot be written."""
 
 
 @dataclass
@@ -89,23 +93,25 @@ class Trainer:
     def run(self) -> None:
         """Go on to the end, to the watcher's stop, or to an early end.
 
-        An interrupt keeps the steps that are done, and goes on its way; where it comes while the
-        factors move, the last state on disk is kept.
+        An interrupt or an error keeps the steps that are done, and goes on its way; where it comes
+        while the factors move, the last state on disk is kept.
 
         Raises:
-            FailedError: the loss is no number any more, or a state cannot be written; the states
-                before are kept.
+            FailedError: loss, gradients or factors are no numbers any more, no step moved anything,
+                or a state cannot be written; the states before are kept.
+            LoraError: a picture cannot be read any more.
         """
         try:
             self._validate()
             while not self.is_complete and not self._is_stopped():
                 self._advance()
-        except LoraError:
+        except _NotKeptError:
             raise
         except BaseException:
-            if not self._mover.is_moving:
+            if self._mover.is_whole:
                 self.save()
             raise
+        self._look_at_skipped()
         self.save()
 
     def _is_stopped(self) -> bool:
@@ -122,14 +128,16 @@ class Trainer:
         """Keep the run as it stands.
 
         Raises:
-            FailedError: the disk is full or cannot be written.
+            FailedError: the factors are no numbers, or the disk is full or cannot be written.
         """
+        if not self._mover.is_finite:
+            raise self._diverged(f"The factors are no numbers after step {self.step}.")
         if not self.step or not self.processes.is_first:
             return
         try:
             save_state(self.folder, self._state(), self.config.checkpoint.keep)
         except OSError as error:
-            raise FailedError(
+            raise _NotKeptError(
                 f"The state of step {self.step} cannot be written.",
                 {
                     "Cause": error.strerror or error,
@@ -173,9 +181,11 @@ class Trainer:
         self._mover.clear()
         loss = self._gradients()
         if not math.isfinite(loss):
-            raise self._diverged()
+            raise self._diverged(f"The loss is no number at step {self.step + 1}.")
         self._mover.is_moving = True
         norm = self._mover.step(self.processes)
+        if not math.isfinite(norm) and not self._mover.may_skip:
+            raise self._diverged(f"The gradients are no numbers at step {self.step + 1}.")
         self.step += 1
         self.history.losses.append((self.step, loss))
         self._mover.is_moving = False
@@ -187,7 +197,9 @@ class Trainer:
         count = sum(len(picks) for picks, _ in micros)
         loss = torch.zeros((), device=self.model.device)
         for picks, keys in micros:
-            own_picks, own_keys = self.processes.share(picks), self.processes.share(keys)
+            _, first = keys[0]  # over the whole step, so that batches of one are shared too
+            own_picks = self.processes.share(picks, first)
+            own_keys = self.processes.share(keys, first)
             if not own_picks:
                 self._mover.add_nothing(self.model.device)
                 continue
@@ -215,7 +227,8 @@ class Trainer:
         is_due = every and self.step and self.step % every == 0
         if is_due and not (done and done[-1][0] == self.step):
             with self.averaged():
-                loss = self._losses.of_validation(self.feed.validation())
+                measured_loss = self._losses.of_validation(self.feed.validation())
+            loss = self.processes.of_first(measured_loss, self.model.device)  # decides for all
             done.append((self.step, loss))
             self.watcher.validated(self.step, loss)
 
@@ -245,9 +258,24 @@ class Trainer:
         states = state_files(self.folder)
         return states[-1].name if states else "none was written"
 
-    def _diverged(self) -> FailedError:
-        return FailedError(
-            f"The loss is no number at step {self.step + 1}.",
+    def _look_at_skipped(self) -> None:
+        """Say which steps moved nothing; refuse a whole run of them."""
+        skipped = self.step - self._mover.moves
+        if skipped and not self._mover.moves and self.is_complete:
+            raise _NotKeptError(
+                "Nothing was learnt: the gradients overflowed fp16 in every step.",
+                {"Steps": self.step},
+                "compute in bf16 or fp32 and load the model so, or take more steps: the first ones "
+                "look for a scale that fits.",
+            )
+        if skipped:
+            self.watcher.noted(
+                f"{skipped} of {self.step} steps moved nothing: their gradients overflowed fp16."
+            )
+
+    def _diverged(self, headline: str) -> FailedError:
+        return _NotKeptError(
+            headline,
             {
                 "Learning rate": self._mover.rate,
                 "Precision": self.config.run.precision,

@@ -1,5 +1,6 @@
 """What moves the factors: the optimiser with its schedule, fp16's scaler, and the average."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -47,6 +48,26 @@ class Mover:
         self.is_moving = False
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the factors are those after a step, and may be saved."""
+        return not (self.is_moving or self._average.is_shown)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all factors are numbers."""
+        return all(bool(each.isfinite().all()) for each in self._parameters)
+
+    @property
+    def moves(self) -> int:
+        """Steps that moved the factors; fp16's overflows move nothing."""
+        return int(self._schedule.last_epoch)
+
+    @property
+    def may_skip(self) -> bool:
+        """Whether gradients that are no numbers may be fp16's: at scales below 1 they are not."""
+        return self._scaler.is_enabled() and self._scaler.get_scale() >= 1
+
+    @property
     def rate(self) -> float:
         """The largest learning rate of the groups, for the next step."""
         return max(self._schedule.get_last_lr())
@@ -66,12 +87,14 @@ class Mover:
     def step(self, processes: Processes) -> float:
         """Move by the gradients of all processes; gives their norm before clipping.
 
-        Where fp16's gradients overflow, nothing moves and the scale is lowered.
+        Where gradients are no numbers nothing moves; with fp16 the scale is lowered.
         """
         scale = self._scaler.get_scale()
         processes.sum_gradients(self._parameters)
         self._scaler.unscale_(self._optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._limit))
+        if not self._scaler.is_enabled() and not math.isfinite(norm):
+            return norm
         self._scaler.step(self._optimizer)
         self._scaler.update()
         if self._scaler.get_scale() >= scale:

@@ -43,9 +43,18 @@ class Processes:
         """Go on when all processes are here."""
         self._state.wait_for_everyone()
 
-    def share(self, samples: Sequence[_T]) -> Sequence[_T]:
-        """This process's part of a batch."""
-        return samples[self._rank :: self.count]
+    def share(self, samples: Sequence[_T], first: int) -> Sequence[_T]:
+        """This process's part of a batch.
+
+        Args:
+            samples: Of the batch.
+            first: Place of its first sample among those of the step, which take turns.
+        """
+        return samples[(self._rank - first) % self.count :: self.count]
+
+    def of_first(self, value: float, device: torch.device) -> float:
+        """The first process's value, in float32, everywhere."""
+        return float(self.summed(torch.tensor(value if self.is_first else 0.0, device=device)))
 
     def summed(self, value: Tensor) -> Tensor:
         """The sum over all processes."""

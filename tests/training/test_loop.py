@@ -15,7 +15,7 @@ from lora_workbench.training.config import (
     ValidationConfig,
 )
 
-from .runs import ListFeed, Quiet, run, short_run
+from .runs import ListFeed, Quiet, run, short_run, tiny_trainable
 
 SCHEDULES = {
     "constant": {},
@@ -29,6 +29,10 @@ SCHEDULES = {
 
 def altered(config, **parts):
     return TrainConfig(**{**vars(config), **parts})
+
+
+def every_step(config):
+    return altered(config, checkpoint=CheckpointConfig(every=1))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -124,11 +128,89 @@ def test_half_precision_trains_float32_factors(precision, tmp_path):
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_state(tmp_path):
     feed = ListFeed()
     feed.latents[4] = torch.full((4, 8, 8), float("nan"))  # of the third batch
-    config = altered(short_run(steps=6), checkpoint=CheckpointConfig(every=1))
     with pytest.raises(LoraError, match="no number at step 3") as error:
-        run(config, tmp_path, feed=feed)
+        run(every_step(short_run(steps=6)), tmp_path, feed=feed)
     assert "state-00000002" in str(error.value)
     assert "lower the learning rate" in error.value.fix
+
+
+def test_gradients_that_are_no_numbers_end_the_run_before_they_move_anything(tmp_path):
+    """The loss is a number, and so are the factors of every state on disk."""
+    feed = ListFeed()
+    load, model = feed.load, tiny_trainable()
+
+    def load_with_endless_slope(picks, keys):
+        batch = load(picks, keys)
+        if keys[0][0] == 2:
+            hook = model.parts["unet"].conv_out.register_full_backward_hook(_no_numbers)
+            feed.after = hook
+        return batch
+
+    feed.load = load_with_endless_slope
+    with pytest.raises(LoraError, match="gradients are no numbers at step 3") as error:
+        run(every_step(short_run(steps=6)), tmp_path, model, feed)
+    feed.after.remove()
+    assert "state-00000002" in str(error.value)
+    values, losses = run(every_step(short_run(steps=6)), tmp_path, model)
+    assert all(bool(value.isfinite().all()) for value in values.values())
+    assert len(losses) == 6
+
+
+def _no_numbers(module, inputs, outputs):
+    return tuple(gradient * math.nan for gradient in inputs)
+
+
+def test_factors_that_are_no_numbers_are_not_saved(tmp_path):
+    options = OptimizerConfig(name="sgd", rate=3e38, clip_norm=0.0, weight_decay=0.0)
+    config = short_run(AdapterConfig(rank=2, alpha=1e9), options, steps=1)
+    with pytest.raises(LoraError, match="factors are no numbers after step 1"):
+        run(config, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_in_fp16_that_moves_nothing_is_refused(tmp_path):
+    """Of 40 steps the seventeenth is at scale 1, at which no overflow is fp16's."""
+    config, model = short_run(steps=2, precision="fp16"), tiny_trainable()
+    hook = model.parts["unet"].conv_out.register_full_backward_hook(_no_numbers)
+    with pytest.raises(LoraError, match="Nothing was learnt"):
+        run(config, tmp_path, model)
+    with pytest.raises(LoraError, match="gradients are no numbers at step 17"):
+        run(short_run(steps=40, precision="fp16"), tmp_path / "longer", model)
+    hook.remove()
+
+
+def test_steps_that_fp16_skips_are_told(tmp_path):
+    model, watcher = tiny_trainable(), Quiet()
+
+    def overflow_once(*facts):
+        hook.remove()
+        return _no_numbers(*facts)
+
+    hook = model.parts["unet"].conv_out.register_full_backward_hook(overflow_once)
+    run(short_run(steps=4, precision="fp16"), tmp_path, model, watcher=watcher)
+    assert watcher.notes == ["1 of 4 steps moved nothing: their gradients overflowed fp16."]
+
+
+def test_an_error_between_two_checkpoints_keeps_the_steps_before_it(tmp_path):
+    """As when a picture was taken away; afterwards the run goes on with the same bits."""
+    whole, _ = run(short_run(steps=6), tmp_path / "whole")
+    feed = ListFeed()
+    kept, feed.latents[4] = feed.latents[4], None  # of the third batch
+    load = feed.load
+
+    def load_what_is_there(picks, keys):
+        if any(feed.latents[pick.index] is None for pick in picks):
+            raise LoraError("A picture is not there.")
+        return load(picks, keys)
+
+    feed.load = load_what_is_there
+    with pytest.raises(LoraError, match="not there"):
+        run(short_run(steps=6), tmp_path / "parts", feed=feed)
+    feed.latents[4] = kept
+    watcher = Quiet()
+    values, _ = run(short_run(steps=6), tmp_path / "parts", feed=feed, watcher=watcher)
+    assert [each.step for each in watcher.progress] == [3, 4, 5, 6]
+    assert all(torch.equal(values[name], whole[name]) for name in whole)
 
 
 def test_validation_is_at_the_same_noise_and_ends_a_settled_run(tmp_path):
