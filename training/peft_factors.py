@@ -122,8 +122,8 @@ def _inject(
         init_lora_weights=True,
         bias="none",
     )
-    with torch.random.fork_rng(devices=[]):  # PEFT draws from the global numbers
-        torch.manual_seed(seed_of(seed, "peft"))
+    with torch.random.fork_rng(devices=[]):  # PEFT draws from the global numbers of the CPU
+        torch.default_generator.manual_seed(seed_of(seed, "peft"))
         inject_adapter_in_model(settings, part, ADAPTER)
     return [_started(part, target, config, seed, draws) for target in targets]
 
@@ -154,6 +154,8 @@ def _started(
         parameter.requires_grad_(True)
     if config.dropout:
         layer.lora_dropout[ADAPTER] = SeededDropout(config.dropout, draws, target.target.canonical)
+    if config.method == "dora":
+        _count_norms_in_float32(layer)
     factors = PeftFactors(part, target, layer)
     if config.start == "pissa":
         return _principal(factors)
@@ -162,6 +164,20 @@ def _started(
     nn.init.kaiming_uniform_(fresh, a=5**0.5, generator=numbers)
     factors.down.data.copy_(fresh)
     return factors
+
+
+@torch.no_grad()
+def _count_norms_in_float32(layer: Any) -> None:  # noqa: ANN401  PEFT has no types
+    """PEFT rounds them to the weight's or the inputs' dtype, by 2e-3 of the weight in bf16."""
+    vector = layer.lora_magnitude_vector[ADAPTER]
+    norm_of = vector.get_weight_norm
+
+    def exact(weight: Tensor, lora_weight: Tensor, scaling: float, **_: object) -> Tensor:
+        return norm_of(weight.float(), lora_weight.float(), scaling)
+
+    vector.get_weight_norm = exact
+    weight = layer.get_base_layer().weight
+    vector.weight.data = exact(weight, weight.new_zeros(()), 1.0)
 
 
 @torch.no_grad()

@@ -62,12 +62,32 @@ def test_the_base_is_restored(adapter, tmp_path):
     assert torch.equal(answer(model), before)
 
 
-@pytest.mark.parametrize("adapter", [AdapterConfig(rank=4), AdapterConfig(rank=4, rslora=True)])
-def test_the_first_forward_is_the_base_s_bit_for_bit(adapter):
-    model = tiny_trainable()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"rslora": True}, {"method": "dora", "targets": ("unet",)}], ids=str
+)
+def test_the_first_forward_is_the_base_s_bit_for_bit(options, dtype):
+    model = tiny_trainable(dtype)
     before = answer(model)
-    with inject(model, adapter), torch.no_grad():
+    with inject(model, AdapterConfig(rank=4, **options)), torch.no_grad():
         assert torch.equal(answer(model), before)
+
+
+@pytest.mark.parametrize("start", ["zero", "pissa"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_dora_s_magnitudes_are_the_norms_of_the_base(start, dtype):
+    """So that a file of no step changes no weight; rounded to a half they are off by 2e-3."""
+    model = tiny_trainable(dtype)
+    adapter = AdapterConfig(rank=2, method="dora", start=start, targets=("unet",))
+    weights = {
+        target.canonical: model.parts["unet"].get_submodule(name).weight.detach().double()
+        for name, target in model.weights["unet"].items()
+    }
+    with inject(model, adapter) as factors:
+        for each in factors:
+            norms = weights[each.trained.target.canonical].flatten(1).norm(dim=1)
+            found = each.learnt().magnitude.double()
+            torch.testing.assert_close(found, norms, rtol=1e-6, atol=0)
 
 
 def test_pissa_starts_where_the_base_is():
