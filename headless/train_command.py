@@ -28,7 +28,8 @@ EPILOG = """\
 examples:
   lora-workbench train --example > cat.toml      every key with its default and what it means
   lora-workbench train cat.toml -o cat.safetensors
-  accelerate launch --num_processes 2 -m lora_workbench.headless.cli train cat.toml  (two GPUs)
+  accelerate launch --num_processes 2 -m lora_workbench.headless.cli train cat.toml
+                                                 on two GPUs, with run.batch_size 2 or more
 
 exit codes: 0 the LoRA is trained and written; 1 stopped before its end, or failed while running;
 2 the input is wrong."""
@@ -79,13 +80,13 @@ def _run(options: argparse.Namespace) -> int:
     try:
         outcome = trained(prepared, options.retrain)
     except KeyboardInterrupt:
-        write_text("Interrupted. The last state is kept: the same command goes on from it.")
+        write_text(f"Interrupted. The last state is kept: {_again(options)} goes on from it.")
         return 1
     if not prepared.is_first_process:
         return 0
     written = _written(outcome, output)
     receipt = _receipt(outcome, written)
-    print(json.dumps(receipt, indent=2) if options.json else _text(receipt))
+    print(json.dumps(receipt, indent=2) if options.json else _text(receipt, _again(options)))
     return 0 if outcome.is_complete else 1
 
 
@@ -181,8 +182,12 @@ def _receipt(outcome: "Outcome", path: Path) -> dict[str, Any]:
     }
 
 
-def _text(receipt: dict[str, Any]) -> str:
-    done = "trained" if receipt["is_complete"] else "stopped; the same command goes on"
+def _again(options: argparse.Namespace) -> str:
+    return "the same command" + (" without --retrain" if options.retrain else "")
+
+
+def _text(receipt: dict[str, Any], again: str) -> str:
+    done = "trained" if receipt["is_complete"] else f"stopped; {again} goes on"
     lines = [
         f"{receipt['file']}",
         f"  {done}: {receipt['steps']} steps, {receipt['new_steps']} of them now",

@@ -40,7 +40,7 @@ class LoraWorkbenchTrain(Node):
         retrain = {
             "default": False,
             "tooltip": "Train again although the same run is done, or begin an interrupted one "
-            "anew.",
+            "anew. Off, a run that was stopped goes on.",
         }
         name = {"default": "lora", "tooltip": "Of the file, below loras in the output folder."}
         return {

@@ -51,7 +51,7 @@ def settings_report(explanation: str, costs: tuple[tuple[str, str], ...]) -> Rep
     return Report(headline, sections=tuple(sections))
 
 
-def run_report(outcome: Outcome, path: Path, notes: Sequence[str]) -> Report:
+def run_report(outcome: Outcome, path: Path, retrain: bool, notes: Sequence[str]) -> Report:
     """How a run went and where its file is."""
     losses, measured = outcome.history.losses, outcome.history.validation
     facts = [
@@ -64,7 +64,8 @@ def run_report(outcome: Outcome, path: Path, notes: Sequence[str]) -> Report:
     if measured:
         step, loss = min(measured, key=lambda pair: pair[1])
         facts.append(("best validation loss", f"{loss:.4f} at step {step}"))
-    state = "trained" if outcome.is_complete else "stopped early; queue again to go on"
+    go_on = "turn retrain off and queue again to go on" if retrain else "queue again to go on"
+    state = "trained" if outcome.is_complete else f"stopped early; {go_on}"
     level = OK if outcome.is_complete else IN_PART
     told = tuple(line for note in notes for line in note.splitlines())
     section = Section(path.name, state, level, tuple(facts))

@@ -72,7 +72,7 @@ def run_node(
         line_chart(name, curves, "optimizer step", "loss"),
         watcher.samples(),
         path,
-        run_report(outcome, path, watcher.notes),
+        run_report(outcome, path, retrain, watcher.notes),
     )
 
 

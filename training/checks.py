@@ -1,15 +1,17 @@
 """Values that cannot be meant, and options that would do nothing, are refused before a run."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator
 
 from ..lora_core.errors import LoraError, UnknownChoiceError
-from .config import PreviewConfig, TrainConfig
+from .config import OptimizerConfig, PreviewConfig, TrainConfig
 from .kinds import LYCORIS, idle_fields, require_library
 from .objective import NoiseLevels
 from .optimizer import OPTIMIZERS, READS
 
 _LATENT = 8  # pixels of one
+_POLYNOMIAL_END = 1e-7  # to which diffusers' schedule falls
 _Check = tuple[str, object, bool, str]
 """Name, value, whether it is fine, and what is."""
 
@@ -39,6 +41,7 @@ def check_settings(config: TrainConfig) -> None:
     require_library(config.adapter.method)
     if config.optimizer.name not in OPTIMIZERS:
         raise UnknownChoiceError("optimizer", config.optimizer.name, OPTIMIZERS)
+    _refuse_wrong(_numbers(config))
     _refuse_wrong(_ranges(config))
     _refuse_idle(_idle_adapter(config))
     _refuse_idle(_idle(config))
@@ -70,6 +73,14 @@ def _ranges_of_model(config: TrainConfig, levels: NoiseLevels) -> Iterator[_Chec
     yield "objective.first_timestep and last_timestep", (first, end), fits, f"0 to {last}, in order"
 
 
+def _numbers(config: TrainConfig) -> Iterator[_Check]:
+    """TOML knows ``nan`` and ``inf``."""
+    for part in dataclasses.fields(config):
+        for name, value in vars(getattr(config, part.name)).items():
+            is_float = isinstance(value, float)
+            yield f"{part.name}.{name}", value, not is_float or math.isfinite(value), "a number"
+
+
 def _ranges(config: TrainConfig) -> Iterator[_Check]:
     adapter, optimizer, run = config.adapter, config.optimizer, config.run
     objective, validation = config.objective, config.validation
@@ -83,13 +94,9 @@ def _ranges(config: TrainConfig) -> Iterator[_Check]:
         yield "adapter.rules.rank", rule.rank, (rule.rank or 0) >= 0, "0 or more"
         yield "adapter.rules.rate", rule.rate, rule.rate is None or rule.rate > 0, "above 0"
         yield "adapter.rules.alpha", rule.alpha, rule.alpha is None or rule.alpha > 0, "above 0"
-    yield "optimizer.rate", optimizer.rate, optimizer.rate > 0, "above 0"
-    text = optimizer.text_encoder_rate
-    yield "optimizer.text_encoder_rate", text, text is None or text > 0, "above 0"
-    yield "optimizer.lora_plus", optimizer.lora_plus, optimizer.lora_plus > 0, "above 0"
-    yield "optimizer.clip_norm", optimizer.clip_norm, optimizer.clip_norm >= 0, "0 or more"
-    yield "optimizer.warmup_steps", optimizer.warmup_steps, optimizer.warmup_steps >= 0, "0 or more"
-    yield "optimizer.cycles", optimizer.cycles, optimizer.cycles >= 1, "1 or more"
+    yield from _ranges_of_optimizer(optimizer)
+    if optimizer.name == "prodigy":
+        yield from _one_rate(config)
     yield "run.steps", run.steps, run.steps >= 0, "0 or more"
     yield "run.epochs", run.epochs, run.steps > 0 or run.epochs > 0, "1 or more, or run.steps"
     yield "run.batch_size", run.batch_size, run.batch_size >= 1, "1 or more"
@@ -109,6 +116,33 @@ def _ranges(config: TrainConfig) -> Iterator[_Check]:
     yield "preview.every", config.preview.every, config.preview.every >= 0, "0 or more"
     yield "checkpoint.keep", config.checkpoint.keep, config.checkpoint.keep >= 1, "1 or more"
     yield "checkpoint.every", config.checkpoint.every, config.checkpoint.every >= 0, "0 or more"
+
+
+def _ranges_of_optimizer(optimizer: OptimizerConfig) -> Iterator[_Check]:
+    rate, text, plus = optimizer.rate, optimizer.text_encoder_rate, optimizer.lora_plus
+    least = _POLYNOMIAL_END if optimizer.schedule == "polynomial" else 0
+    yield "optimizer.rate", rate, rate > least, f"above {least}"
+    yield "optimizer.text_encoder_rate", text, text is None or text > 0, "above 0"
+    yield "optimizer.lora_plus", plus, plus > 0, "above 0"
+    yield "optimizer.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, "0 or more"
+    betas = optimizer.betas
+    yield "optimizer.betas", betas, all(0 <= beta < 1 for beta in betas), "0 to below 1, each"
+    yield "optimizer.epsilon", optimizer.epsilon, optimizer.epsilon >= 0, "0 or more"
+    yield "optimizer.clip_norm", optimizer.clip_norm, optimizer.clip_norm >= 0, "0 or more"
+    yield "optimizer.warmup_steps", optimizer.warmup_steps, optimizer.warmup_steps >= 0, "0 or more"
+    yield "optimizer.cycles", optimizer.cycles, optimizer.cycles >= 1, "1 or more"
+    yield "optimizer.power", optimizer.power, optimizer.power > 0, "above 0"
+
+
+def _one_rate(config: TrainConfig) -> Iterator[_Check]:
+    """Prodigy finds one rate for all (arXiv:2306.06101)."""
+    optimizer, why = config.optimizer, "prodigy finds one rate for all"
+    usual = (None, optimizer.rate)
+    text, plus = optimizer.text_encoder_rate, optimizer.lora_plus
+    yield "optimizer.text_encoder_rate", text, text in usual, f"optimizer.rate: {why}"
+    yield "optimizer.lora_plus", plus, plus == 1, f"1: {why}"
+    for rule in config.adapter.rules:
+        yield "adapter.rules.rate", rule.rate, rule.rate in usual, f"optimizer.rate: {why}"
 
 
 def _idle_here(config: TrainConfig, levels: NoiseLevels, has_validation: bool) -> Iterator[_Check]:

@@ -144,7 +144,8 @@ class Trainer:
                     "Folder": self.folder,
                     "Last good state": self._last_state(),
                 },
-                "make room on the disk and run the same again; it goes on from the last state.",
+                "make room on the disk and run the same again (without retrain); it goes on "
+                "from the last state.",
             ) from error
 
     def averaged(self) -> AbstractContextManager[None]:

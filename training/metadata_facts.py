@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from .config import AdapterConfig, TrainConfig
+from .config import AdapterConfig, Form, TrainConfig
 from .dataset.captions import plain_caption
 from .dataset.facts import dataset_facts, tag_frequency
-from .export import TrainingFacts, metadata
+from .export import Trained, TrainedModule, TrainingFacts, metadata
 from .export.metadata import KOHYA_KEYS
+from .export.tensors import component_alphas
 from .kinds import LYCORIS, idle_fields
 from .targets import TrainedTarget
 from .task import TrainingTask
@@ -18,13 +19,18 @@ _PLACES = ("folder", "regularisation", "mask_folder", "validation_folder")
 
 
 def training_facts(
-    task: TrainingTask, targets: Sequence[TrainedTarget], step: int, steps: int
+    task: TrainingTask,
+    targets: Sequence[TrainedTarget],
+    modules: Sequence[Trained],
+    step: int,
+    steps: int,
 ) -> Mapping[str, str]:
     """Header of a run's file, text by name.
 
     Args:
         task: The run's.
         targets: What was trained of the base.
+        modules: What was learnt of each.
         step: Optimiser steps done.
         steps: Optimiser steps planned.
     """
@@ -36,9 +42,8 @@ def training_facts(
         if name.removeprefix("ss_") in KOHYA_KEYS and value is not None
     }
     more |= _kohya_options(config)
-    ranks = {target.rank for target in targets}
+    ranks, alphas = _sizes(targets, modules, output.form)
     idle = idle_fields(config.adapter.method, config.adapter.full_matrix)
-    alphas = {target.alpha for target in targets}
     per_epoch = found["ss_num_batches_per_epoch"] or 1
     data: dict[str, Any] = {"dataset": asdict(dataset.settings), "training": asdict(config)}
     for name in ("preview", "checkpoint"):  # nothing in the file depends on them
@@ -75,6 +80,20 @@ def training_facts(
         more=more,
     )
     return metadata(facts)
+
+
+def _sizes(
+    targets: Sequence[TrainedTarget], modules: Sequence[Trained], form: Form
+) -> tuple[set[int], set[float]]:
+    """Ranks and alphas as the file has them; of LyCORIS' kinds as it was told them.
+
+    PiSSA's file has twice the rank, rsLoRA's scale is in its alpha.
+    """
+    plain = [module for module in modules if isinstance(module, TrainedModule)]
+    if not plain:
+        return {target.rank for target in targets}, {target.alpha for target in targets}
+    alphas = component_alphas(plain).values() if form == "kohya" else [m.alpha for m in plain]
+    return {module.rank for module in plain}, set(alphas)
 
 
 def _lycoris_arguments(config: AdapterConfig) -> dict[str, object]:

@@ -88,37 +88,50 @@ def _refuse_idle(config: OptimizerConfig, steps: int) -> None:
 
 def _adamw(groups: _Groups, config: OptimizerConfig) -> Optimizer:
     return torch.optim.AdamW(
-        groups, betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay
+        groups,
+        lr=config.rate,
+        betas=config.betas,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
     )
 
 
 def _adam(groups: _Groups, config: OptimizerConfig) -> Optimizer:
-    return torch.optim.Adam(groups, betas=config.betas, eps=config.epsilon)
+    return torch.optim.Adam(groups, lr=config.rate, betas=config.betas, eps=config.epsilon)
 
 
 def _sgd(groups: _Groups, config: OptimizerConfig) -> Optimizer:
-    return torch.optim.SGD(groups, momentum=config.betas[0], weight_decay=config.weight_decay)
+    momentum, _ = config.betas
+    return torch.optim.SGD(
+        groups, lr=config.rate, momentum=momentum, weight_decay=config.weight_decay
+    )
 
 
 def _adafactor(groups: _Groups, config: OptimizerConfig) -> Optimizer:
-    return torch.optim.Adafactor(groups, weight_decay=config.weight_decay)
+    return torch.optim.Adafactor(groups, lr=config.rate, weight_decay=config.weight_decay)
 
 
 def _adamw8bit(groups: _Groups, config: OptimizerConfig) -> Optimizer:
     module = _library("bitsandbytes.optim", "bitsandbytes")
     return module.AdamW8bit(
-        groups, betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay
+        groups,
+        lr=config.rate,
+        betas=config.betas,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
     )
 
 
 def _prodigy(groups: _Groups, config: OptimizerConfig) -> Optimizer:
     module = _library("prodigyopt", "prodigyopt")
-    return module.Prodigy(groups, betas=config.betas, weight_decay=config.weight_decay)
+    return module.Prodigy(
+        groups, lr=config.rate, betas=config.betas, weight_decay=config.weight_decay
+    )
 
 
 def _lion(groups: _Groups, config: OptimizerConfig) -> Optimizer:
     module = _library("lion_pytorch", "lion-pytorch")
-    return module.Lion(groups, betas=config.betas, weight_decay=config.weight_decay)
+    return module.Lion(groups, lr=config.rate, betas=config.betas, weight_decay=config.weight_decay)
 
 
 def _library(module: str, package: str) -> ModuleType:

@@ -1,5 +1,6 @@
 """What a run leaves: a file, and the receipt of a run that came to its end."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -45,14 +46,24 @@ def finished(task: TrainingTask) -> Outcome | None:
     try:
         told = json.loads((task.folder / _RECEIPT).read_text(encoding="utf-8"))
         path = task.folder / told["file"]
-        lora = load_lora(path)
         is_same = told["key"] == task.key and told["output"] == asdict(task.output)
-        if not is_same or lora.sha256 != told["sha256"]:
+        if not is_same or told["files"] != _hashes(path):
             return None
         history = History(**{name: [tuple(pair) for pair in told[name]] for name in _MEASURED})
-        return Outcome(path, lora, history, told["steps"], 0, True, tuple(told["warnings"]))
+        return Outcome(
+            path, load_lora(path), history, told["steps"], 0, True, tuple(told["warnings"])
+        )
     except (OSError, ValueError, KeyError):
         return None  # the last state makes it again
+
+
+def forget_receipt(task: TrainingTask) -> None:
+    """The run has not come to its end.
+
+    Raises:
+        OSError: the receipt cannot be deleted.
+    """
+    (task.folder / _RECEIPT).unlink(missing_ok=True)
 
 
 def written(task: TrainingTask, trainer: Trainer, before: int) -> Outcome:
@@ -70,16 +81,17 @@ def written(task: TrainingTask, trainer: Trainer, before: int) -> Outcome:
     warnings: tuple[str, ...] = ()
     if trainer.processes.is_first:
         targets = [each.trained for each in trainer.factors]
-        facts = training_facts(task, targets, trainer.step, trainer.steps)
         try:
             with trainer.averaged():  # what is learnt is read where it lies
                 modules = [each.learnt() for each in trainer.factors]
+                facts = training_facts(task, targets, modules, trainer.step, trainer.steps)
                 warnings = _export(modules, task, trainer, path, facts)
         except OSError as error:
             raise FailedError(
                 "The LoRA cannot be written.",
                 {"Cause": error.strerror or error, "Folder": path.parent},
-                "make room on the disk and run the same again; no step is done anew.",
+                "make room on the disk and run the same again (without retrain); no step is "
+                "done anew.",
             ) from error
     trainer.processes.wait()
     new, is_complete = trainer.step - before, trainer.is_complete
@@ -90,6 +102,12 @@ def _file_name(output: Output, step: int | None) -> str:
     """In a run's folder; PEFT's form is a folder itself."""
     ending = "" if output.form == "peft" else ".safetensors"
     return f"lora{ending}" if step is None else f"lora-step-{step:08}{ending}"
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of a file, or of each in PEFT's folder, by name."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def _export(
@@ -108,7 +126,7 @@ def _export(
             "key": task.key,
             "output": asdict(output),
             "file": path.name,
-            "sha256": found.sha256,
+            "files": _hashes(path),
             "steps": trainer.step,
             **asdict(trainer.history),
             "warnings": list(found.warnings),

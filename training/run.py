@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from ..lora_core.errors import LoraError
+from ..lora_core.errors import FailedError, LoraError
 from ..lora_core.lora import Lora, lora_from_tensors
 from .checkpointing import checkpointed
 from .checks import check
@@ -15,7 +15,7 @@ from .export import Trained, exported_tensors, named_modules
 from .injection import injected
 from .kinds import LYCORIS
 from .loop import Trainer
-from .outcome import Outcome, finished, written
+from .outcome import Outcome, finished, forget_receipt, written
 from .picture_feed import PictureFeed
 from .processes import Processes
 from .targets import TrainedTarget, choose_targets
@@ -57,8 +57,22 @@ def look(task: TrainingTask, watcher: Watcher) -> str:
 
 
 def forget(task: TrainingTask) -> None:
-    """Delete what a run left, so that it begins again."""
-    shutil.rmtree(task.folder, ignore_errors=True)
+    """Delete what a run left, so that it begins again.
+
+    Raises:
+        FailedError: something cannot be deleted; what is left is no finished run.
+    """
+    try:
+        forget_receipt(task)
+        shutil.rmtree(task.folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise FailedError(
+            "What the run had done cannot be deleted.",
+            {"Cause": error.strerror or error, "Folder": task.folder},
+            "delete the folder yourself.",
+        ) from error
 
 
 def planned_steps(config: TrainConfig, batches_per_epoch: int) -> int:
@@ -72,6 +86,7 @@ def _trainer(task: TrainingTask, watcher: Watcher) -> Iterator[Trainer]:
     """A trainer before its first step; afterwards the model is as it was."""
     model, dataset, config, output = task.model, task.dataset, task.config, task.output
     check(config, model.levels, bool(dataset.validation))
+    _refuse_idle_processes(config)
     targets = choose_targets(model.parts, model.weights, config.adapter)
     _refuse_form(output, config.adapter.method, targets)
     draws, seed = Draws(config.run.seed), config.run.seed
@@ -100,6 +115,16 @@ def _trainer(task: TrainingTask, watcher: Watcher) -> Iterator[Trainer]:
 def _cost(trainer: Trainer, output: Output, steps: int) -> str:
     size = size_of(trainer.factors, trainer.model.parts, output.dtype)
     return cost_text(size, trainer.measure(), steps)
+
+
+def _refuse_idle_processes(config: TrainConfig) -> None:
+    count, run = Processes().count, config.run
+    if count > run.batch_size * run.accumulation:
+        raise LoraError(
+            "Some processes would have no picture in any step.",
+            {"Processes": count, "Pictures of a step": run.batch_size * run.accumulation},
+            "raise run.batch_size or run.accumulation, or start fewer processes.",
+        )
 
 
 def _refuse_form(output: Output, method: str, targets: Sequence[TrainedTarget]) -> None:

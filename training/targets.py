@@ -1,6 +1,6 @@
 """Which weights are trained, and with what rank, alpha and rate."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -12,6 +12,7 @@ from .config import AdapterConfig, TargetRule
 from .kinds import LYCORIS, oft_blocks, require_library, role_sizes
 
 _TRAINED_TYPES = (nn.Linear, nn.Conv2d)
+_FULL_LOKR = {"lokr_w1", "lokr_w2"}
 
 
 @dataclass(frozen=True)
@@ -143,10 +144,10 @@ def _refuse_idle_rules(rules: Iterable[TargetRule], targets: Iterable[TrainedTar
             )
 
 
-def _refuse_idle_options(config: AdapterConfig, targets: Iterable[TrainedTarget]) -> None:
+def _refuse_idle_options(config: AdapterConfig, targets: Sequence[TrainedTarget]) -> None:
     """Options of LyCORIS that no target has a use for."""
     roles = [set(role_sizes(t.target.shape, t.rank, config)) for t in targets]
-    is_full = all(own == {"lokr_w1", "lokr_w2"} for own in roles)
+    is_full = all(own == _FULL_LOKR for own in roles)
     has_core = any("hada_t1" in own for own in roles)
     has_two = any("lokr_w1_a" in own for own in roles)
     for name, is_set, acts, needs in (
@@ -159,6 +160,15 @@ def _refuse_idle_options(config: AdapterConfig, targets: Iterable[TrainedTarget]
                 f"adapter.{name} would do nothing.",
                 {"Method": config.method, "Rank": config.rank, "Needs": needs},
                 f"leave adapter.{name} out, or change rank and targets.",
+            )
+    for rule in config.rules:
+        selectors = _selectors(rule.select)
+        own = [has for t, has in zip(targets, roles, strict=True) if _matches(selectors, t.target)]
+        if rule.alpha is not None and own and all(has == _FULL_LOKR for has in own):
+            raise LoraError(
+                f"The alpha of the rule {rule.select!r} would do nothing.",
+                {"Method": config.method, "Needs": "matrices of low rank"},
+                "leave it out, or give the rule a smaller rank.",
             )
 
 

@@ -209,6 +209,11 @@ def test_ctrl_c_keeps_what_was_learnt_and_the_same_command_goes_on(user, monkeyp
     code, out, _ = user.train("-o", str(output))
     assert code == 0
     assert "4 steps, 3 of them now" in out
+    with monkeypatch.context() as patch:
+        patch.setattr(_Interrupted, "times", times)
+        patch.setattr(train_run, "CommandWatcher", _Interrupted)
+        _, out, err = user.train("--retrain")
+    assert "the same command without --retrain goes on" in out + err
     user.train("--retrain", "-o", str(user.folder / "whole.safetensors"))
     assert output.read_bytes() == (user.folder / "whole.safetensors").read_bytes()
 

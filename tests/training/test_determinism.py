@@ -4,13 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 
 from lora_workbench.lora_core.errors import LoraError
-from lora_workbench.training.config import AdapterConfig, OptimizerConfig
+from lora_workbench.training.config import AdapterConfig, OptimizerConfig, ValidationConfig
+from lora_workbench.training.optimizer import OPTIMIZERS
 from lora_workbench.training.state import latest_state
 
 from .runs import Quiet, run, short_run
@@ -94,6 +97,25 @@ def test_an_interrupt_keeps_what_is_done(tmp_path):
     assert same(whole, run(config, tmp_path / "parts")[0])
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_goes_on_where_it_stopped(name, tmp_path):
+    rate = 1.0 if name == "prodigy" else 1e-3
+    config = short_run(
+        AdapterConfig(rank=2), OptimizerConfig(name, rate, schedule="cosine"), steps=5
+    )
+    try:
+        whole, losses = run(config, tmp_path / "whole")
+    except LoraError as error:
+        assert "This optimizer needs" in error.headline
+        pytest.skip(error.headline)
+    run(config, tmp_path / "parts", watcher=Quiet(stop_after=3))
+    parts, again = run(config, tmp_path / "parts")
+    start, _ = run(config, tmp_path / "start", watcher=Quiet(stop_after=0))
+    assert same(whole, parts)
+    assert losses == again
+    assert not same(whole, start)
+
+
 def test_a_killed_run_goes_on_with_the_same_bits_twice(tmp_path):
     """Kill -9 in the midst of a step; the last state on disk is where it goes on."""
     config = short_run(**{**EVERYTHING, "steps": 12})
@@ -145,6 +167,28 @@ def test_another_number_of_threads_is_told(tmp_path):
     watcher = Quiet()
     run(config, tmp_path, watcher=watcher)
     assert "began on 1 threads and goes on with 2" in watcher.notes[0]
+
+
+def test_an_interrupt_while_the_factors_become_their_average_saves_the_factors(
+    tmp_path, monkeypatch
+):
+    config = short_run(**EVERYTHING)
+    config = replace(config, validation=ValidationConfig(every=1))
+    whole, _ = run(config, tmp_path / "whole")
+    copy_to, calls = EMAModel.copy_to, []
+
+    def interrupted(self, parameters):
+        calls.append(1)
+        copy_to(self, parameters)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EMAModel, "copy_to", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "parts")
+    assert len(calls) == 3
+    assert same(whole, run(config, tmp_path / "parts")[0])
 
 
 def test_an_interrupt_while_the_factors_move_keeps_the_state_before(tmp_path, monkeypatch):

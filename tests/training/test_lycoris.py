@@ -253,6 +253,10 @@ def test_lora_plus_is_of_two_factors(method):
         ("adapter.tucker", {"method": "loha", "tucker": True, "targets": ("attn",)}),
         ("adapter.decompose_both", {"method": "lokr", "decompose_both": True, "rank": 8}),
         ("adapter.alpha", {"method": "lokr", "rank": 8, "alpha": 2.0}),
+        (
+            "The alpha of the rule 'attn2'",
+            {"method": "lokr", "rank": 1, "rules": (TargetRule("attn2", rank=8, alpha=2.0),)},
+        ),
     ],
 )
 def test_what_no_target_has_a_use_for_is_refused(name, options):

@@ -1,6 +1,7 @@
 """Whole runs: from a folder of pictures to a file, once."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -18,10 +19,12 @@ from lora_workbench.training.config import (
     Output,
     PreviewConfig,
     RunConfig,
+    TargetRule,
     TrainConfig,
     ValidationConfig,
 )
 from lora_workbench.training.optimizer import OPTIMIZERS, READS
+from lora_workbench.training.processes import Processes
 from lora_workbench.training.randomness import seed_of
 from lora_workbench.training.run import forget, train
 from lora_workbench.training.task import TrainingTask
@@ -131,6 +134,63 @@ def test_the_file_holds_the_average_where_the_run_keeps_one(dataset, tmp_path):
     assert not all(torch.equal(averaged[name], plain[name]) for name in factors)
 
 
+@pytest.mark.parametrize("lost", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_peft_folder_that_lost_a_file_is_made_again(lost, dataset, tmp_path):
+    """Without its config readers take alpha = rank."""
+    config, output = replace(SHORT, adapter=AdapterConfig(rank=2, alpha=1)), Output(form="peft")
+    first = trained(tmp_path, dataset, config, output=output)
+    content = (first.path / lost).read_bytes()
+    (first.path / lost).unlink()
+    again = trained(tmp_path, dataset, config, output=output)
+    assert (again.new_steps, (again.path / lost).read_bytes()) == (0, content)
+    assert trained(tmp_path, dataset, config, Quiet(), output=output).new_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "rank", "alpha"),
+    [
+        ({"rank": 4, "alpha": 2}, 4, 2),
+        ({"rank": 4, "alpha": 2, "rslora": True}, 4, 4),  # 2 / sqrt(4) is 4 / 4
+        ({"rank": 2, "alpha": 2, "start": "pissa"}, 4, 4),
+    ],
+    ids=str,
+)
+def test_the_header_tells_rank_and_alpha_of_the_tensors(options, rank, alpha, dataset, tmp_path):
+    config = replace(SHORT, adapter=AdapterConfig(**options))
+    outcome = trained(tmp_path, dataset, config)
+    header, tensors = outcome.lora.file.metadata, load_file(outcome.path)
+    assert {v.shape[0] for k, v in tensors.items() if k.endswith("lora_down.weight")} == {rank}
+    assert {float(v) for k, v in tensors.items() if k.endswith(".alpha")} == {alpha}
+    told = [float(header[f"ss_network_{name}"]) for name in ("dim", "alpha")]
+    assert told == [rank, alpha]
+
+
+def test_a_run_that_cannot_be_forgotten_says_so_and_is_not_done(dataset, tmp_path, monkeypatch):
+    trained(tmp_path, dataset)
+    task = task_of(tmp_path, dataset)
+
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", refuse)
+        with pytest.raises(LoraError, match="cannot be deleted"):
+            forget(task)
+    assert not (task.folder / "receipt.json").exists()
+    forget(task)
+    forget(task)  # there is nothing any more
+    assert not task.folder.exists()
+
+
+def test_more_processes_than_pictures_of_a_step_are_refused(dataset, tmp_path, monkeypatch):
+    class Three(Processes):
+        count = property(lambda self: 3, lambda self, value: None)
+
+    monkeypatch.setattr("lora_workbench.training.run.Processes", Three)
+    with pytest.raises(LoraError, match="no picture in any step"):
+        trained(tmp_path, dataset)
+
+
 def test_forgetting_begins_again(dataset, tmp_path):
     trained(tmp_path, dataset)
     forget(task_of(tmp_path, dataset))
@@ -167,6 +227,11 @@ def test_numbers_that_cannot_be_meant_are_refused(dataset, tmp_path):
     wrong = {
         "adapter.rank": {"adapter": AdapterConfig(rank=0)},
         "adapter.dropout": {"adapter": AdapterConfig(dropout=1.0)},
+        "optimizer.rate": {"optimizer": OptimizerConfig(rate=math.inf)},
+        "optimizer.betas": {"optimizer": OptimizerConfig(betas=(0.9, 1.0))},
+        "optimizer.weight_decay": {"optimizer": OptimizerConfig(weight_decay=-0.1)},
+        "optimizer.epsilon": {"optimizer": OptimizerConfig(epsilon=-1e-8)},
+        "optimizer.power": {"optimizer": OptimizerConfig(schedule="polynomial", power=0.0)},
         "optimizer.text_encoder_rate": {"optimizer": OptimizerConfig(text_encoder_rate=0.0)},
         "run.steps": {"run": RunConfig(steps=-1)},
         "run.ema": {"run": RunConfig(ema=1.0)},
@@ -174,6 +239,19 @@ def test_numbers_that_cannot_be_meant_are_refused(dataset, tmp_path):
     for name, change in wrong.items():
         with pytest.raises(LoraError, match=f"{name} cannot be"):
             trained(tmp_path, dataset, TrainConfig(**{**vars(SHORT), **change}))
+
+
+def test_prodigy_has_one_rate():
+    """Its step refuses others, after what was there is lost."""
+    options = OptimizerConfig("prodigy", rate=1.0)
+    unequal = {
+        "optimizer.lora_plus": {"optimizer": replace(options, lora_plus=4.0)},
+        "optimizer.text_encoder_rate": {"optimizer": replace(options, text_encoder_rate=0.5)},
+        "adapter.rules.rate": {"adapter": AdapterConfig(rules=(TargetRule("attn", rate=0.1),))},
+    }
+    for name, change in unequal.items():
+        with pytest.raises(LoraError, match=f"{name} cannot be"):
+            check_settings(TrainConfig(**{"optimizer": options, **change}))
 
 
 IDLE = {

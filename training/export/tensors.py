@@ -65,7 +65,7 @@ def exported_tensors(
     """
     if dtype not in DTYPES:
         raise UnknownChoiceError("dtype", dtype, DTYPES)
-    alphas = _component_alphas(named.values())
+    alphas = component_alphas(named.values())
     return {
         f"{name}.{suffix}": tensor
         for name, module in named.items()
@@ -73,8 +73,12 @@ def exported_tensors(
     }
 
 
-def _component_alphas(modules: Iterable[Trained]) -> dict[str, float]:
-    """The most frequent alpha of each component."""
+def component_alphas(modules: Iterable[Trained]) -> dict[str, float]:
+    """The alpha that all modules of a component have in a file of kohya's form: the most frequent.
+
+    Args:
+        modules: All of the file.
+    """
     alphas: dict[str, list[float]] = {}
     for module in modules:
         alphas.setdefault(module.target.component, []).append(module.alpha)
