@@ -47,6 +47,7 @@ from lora_workbench.training.dataset.scan import scan
 from lora_workbench.training.dataset.settings import DatasetSettings
 from lora_workbench.training.run import train
 from lora_workbench.training.task import TrainingTask
+from lora_workbench.training.watcher import Silent
 
 from harness import machine
 
@@ -77,22 +78,6 @@ LOWER = [
     ("LoRA+ (16), a fifth of the rate", "LoRA, rank 8, a fifth of the rate"),
     ("rsLoRA, rank 32, alpha 4", "LoRA, rank 32, alpha 4"),
 ]
-
-
-class Quiet:
-    """A watcher that lets the run go on and says nothing."""
-
-    def wish(self):
-        """See ``Watcher``."""
-
-    def stepped(self, progress):
-        """See ``Watcher``."""
-
-    def validated(self, step, loss):
-        """See ``Watcher``."""
-
-    def noted(self, text):
-        """See ``Watcher``."""
 
 
 def main():
@@ -196,7 +181,7 @@ class Measured:
         output = Output(dtype="fp32")  # what hardly moved would round to nothing
         runs, cache = self.folder / "runs", self.folder / "cache"
         task = TrainingTask(self.model, self.dataset, config, output, runs, cache)
-        done = train(task, Quiet())
+        done = train(task, Silent())
         if name == SHOWN:
             self.loras.append(done.lora)
         return done.history.validation[-1][1]

@@ -33,6 +33,7 @@ from lora_workbench.training.config import (
 from lora_workbench.training.cost import measured
 from lora_workbench.training.dataset.scan import scan
 from lora_workbench.training.dataset.settings import DatasetSettings
+from lora_workbench.training.watcher import Silent
 
 from harness import machine
 
@@ -59,23 +60,6 @@ class Steps:
         self.seconds, self._last = [], None
         run()
         return self.seconds
-
-
-class Quiet:
-    """A watcher that keeps what is noted."""
-
-    def __init__(self):
-        self.notes = []
-
-    def wish(self):
-        """See ``Watcher``; the run goes on."""
-
-    def stepped(self, progress):
-        """Times come from the optimiser."""
-
-    def noted(self, text):
-        """See ``Watcher``."""
-        self.notes.append(text)
 
 
 def start_comfyui(base_directory, *options):
@@ -113,7 +97,7 @@ def ours(loaded, dataset, folder, rank, steps):
         run=RunConfig(steps=steps),
         checkpoint=CheckpointConfig(every=0),
     )
-    watcher, runs, cache = Quiet(), Path(folder, "runs"), Path(folder, "cache")
+    watcher, runs, cache = Silent(), Path(folder, "runs"), Path(folder, "cache")
     with torch.inference_mode(False), torch.enable_grad():
         model = ComfyTrainable(ComfyHost(), *loaded)
         task = TrainingTask(model, dataset, config, Output(), runs, cache)

@@ -44,3 +44,31 @@ class Watcher(Protocol):
 
     def noted(self, text: str) -> None:
         """Something that a user should know."""
+
+
+class Silent:
+    """A watcher that lets the run go on and keeps what is noted.
+
+    Attributes:
+        notes: What a user should know, in order.
+    """
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def wish(self) -> Literal["keep"] | None:
+        """See ``Watcher``."""
+        return None
+
+    def stepped(self, progress: Progress) -> None:
+        """See ``Watcher``."""
+
+    def validated(self, step: int, loss: float) -> None:
+        """See ``Watcher``."""
+
+    def pictured(self, step: int, prompt: str, picture: Tensor) -> None:
+        """See ``Watcher``."""
+
+    def noted(self, text: str) -> None:
+        """See ``Watcher``."""
+        self.notes.append(text)

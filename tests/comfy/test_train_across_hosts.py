@@ -53,10 +53,12 @@ def test_other_families_train_alike(comfy, tmp_path, family):
     checkpoint = f"trained-{family}.safetensors"
     script, lora = Path(__file__).with_name("family_checkpoint.py"), tmp_path / "lora.safetensors"
     path = comfy.checkpoints_dir / checkpoint
-    subprocess.run([sys.executable, "-W", "ignore", script, family, path, lora], check=True)
     settings = f'{SHORT}\nrun.batch_size = 2\nadapter.text_encoder = ["te"]'
-    assert_trained_alike(comfy, checkpoint, tmp_path, settings)
-    path.unlink()
+    try:
+        subprocess.run([sys.executable, "-W", "ignore", script, family, path, lora], check=True)
+        assert_trained_alike(comfy, checkpoint, tmp_path, settings)
+    finally:
+        path.unlink(missing_ok=True)  # gigabytes
 
 
 def assert_trained_alike(comfy, checkpoint, tmp_path, settings):

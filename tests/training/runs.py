@@ -14,6 +14,7 @@ from lora_workbench.training.injection import injected
 from lora_workbench.training.loop import Trainer
 from lora_workbench.training.targets import choose_targets
 from lora_workbench.training.trainable import PictureSize
+from lora_workbench.training.watcher import Silent
 
 from ..headless.tiny_checkpoints import kl_vae
 from ..headless.tiny_pipeline import tiny_text_encoder, tiny_unet
@@ -73,11 +74,12 @@ class ListFeed:
         return [replace(self.load([Pick(0), Pick(1)], [(0, 0), (0, 1)]))]
 
 
-class Quiet:
+class Quiet(Silent):
     """Listens; may stop after some steps, or raise."""
 
     def __init__(self, stop_after=None, raise_after=None):
-        self.progress, self.measured, self.notes, self.pictures = [], [], [], []
+        super().__init__()
+        self.progress, self.measured, self.pictures = [], [], []
         self._stop_after, self._raise_after = stop_after, raise_after
 
     def wish(self):
@@ -94,9 +96,6 @@ class Quiet:
 
     def pictured(self, step, prompt, picture):
         self.pictures.append((step, prompt, picture))
-
-    def noted(self, text):
-        self.notes.append(text)
 
 
 def run(config, folder, model=None, feed=None, watcher=None, key="k"):
