@@ -107,6 +107,17 @@ def test_a_base_of_a_later_version_is_exit_code_2_with_a_description(capsys, lor
     }
 
 
+def test_a_report_of_a_file_that_cannot_be_applied_ends_with_a_fix(capsys, tmp_path):
+    narrow = Module("unet", MODULES[0].path, (32, 32))
+    small = write_lora(tmp_path / "small.safetensors", [narrow])
+    numbered = tmp_path / "numbered.safetensors"
+    write_safetensors(numbered, {f"unet:0:{role}": torch.ones(4, 4) for role in ("up", "down")})
+    for path, fix in ((small, "--base CHECKPOINT"), (numbered, "kohya's or diffusers' names")):
+        assert main(["inspect", str(path)]) == 0
+        last = capsys.readouterr().err.strip()
+        assert last.startswith("Fix: ") and fix in last
+
+
 def test_a_peft_folder_takes_alpha_from_its_config(capsys, tmp_path):
     """rsLoRA: scale = alpha / sqrt(rank) = 8 / 2; attn2.to_k has an alpha of its own: 2 / 2."""
     folder = tmp_path / "adapter"
