@@ -187,6 +187,11 @@ def test_a_missing_file_is_refused_with_names_like_it(capsys, base):
         assert "add_detail.safetensors" in message
 
 
+def test_a_common_ending_makes_no_names_alike(capsys, base):
+    for message in refused_by_both(capsys, base, base.parent / "zebra.safetensors"):
+        assert "similar names in it: none" in message
+
+
 def test_a_folder_without_a_lora_is_refused(capsys, base):
     (base.parent / "folder").mkdir()
     refused_by_both(capsys, base, base.parent / "folder")

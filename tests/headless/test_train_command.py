@@ -215,6 +215,7 @@ def test_ctrl_c_keeps_what_was_learnt_and_the_same_command_goes_on(user, monkeyp
 
 WRONG = {
     "steps = 4": ("step = 4", "Fix: use 'run.steps'"),
+    "rate = 1e-3  ": ("[objective]\nzzzz = 1", "Fix: use one of the known names"),
     "[run]": ("[runs]", "Fix: use 'run'"),
     "steps = 4 ": ("steps = '4'", "Expected: a whole number"),
     "[run] ": ("[run", "mend the line"),
