@@ -2,9 +2,9 @@
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from ..training.config_file import read_config, read_toml
 from ..training.dataset.data import Dataset
 from ..training.dataset.report import report
 from ..training.dataset.scan import scan
+from ..training.dataset.settings import DatasetSettings
 from ..training.file_config import FileConfig, ModelConfig
 from ..training.outcome import Outcome
 from ..training.processes import Processes
@@ -84,8 +85,10 @@ def checked_run(config: FileConfig, runs: Path) -> Prepared:
     Raises:
         LoraError: something is wrong with it.
     """
-    dataset = scan(config.dataset)
-    model = _model(config.model)
+    with _told_as(_dataset_keys):
+        dataset = scan(config.dataset)
+    with _told_as(lambda facts: {"model.checkpoint": config.model.checkpoint, **facts}):
+        model = _model(config.model)
     check(config.training, model.levels, bool(dataset.validation))
     return Prepared(config, model, dataset, runs, Processes().is_first)
 
@@ -206,13 +209,34 @@ def _bar(is_shown: bool) -> Iterator[Any]:
 def _with_whole_paths(config: FileConfig, beside: Path) -> FileConfig:
     """Paths are taken from the configuration's folder."""
     named = {name: getattr(config.dataset, name) for name in _FOLDERS}
-    whole = {name: str(beside / path) for name, path in named.items() if path}
+    whole = {name: str(beside / Path(path).expanduser()) for name, path in named.items() if path}
+    if not config.model.checkpoint:
+        raise LoraError(
+            "No base is given.",
+            {"model.checkpoint": "empty"},
+            "name a .safetensors file, or a folder in diffusers' form.",
+        )
     checkpoint = str(beside / Path(config.model.checkpoint).expanduser())
     return replace(
         config,
         dataset=replace(config.dataset, **whole),
         model=replace(config.model, checkpoint=checkpoint),
     )
+
+
+@contextmanager
+def _told_as(facts: Callable[[dict[str, object]], dict[str, object]]) -> Iterator[None]:
+    """Errors from inside with other facts, which name the keys of the configuration."""
+    try:
+        yield
+    except LoraError as error:
+        raise LoraError(error.headline, facts(error.facts), error.fix) from error
+
+
+def _dataset_keys(facts: dict[str, object]) -> dict[str, object]:
+    """A fact that is called like an option has the option's key."""
+    options = {each.name for each in fields(DatasetSettings)}
+    return {f"dataset.{name}" if name in options else name: fact for name, fact in facts.items()}
 
 
 def _model(config: ModelConfig) -> EmbeddedTrainable:
