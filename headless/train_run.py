@@ -1,16 +1,11 @@
 """A training run on the embedded host, from its file to its outcome."""
 
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from ..hosts.embedded.checkpoints import load_checkpoint
 from ..hosts.embedded.handles import Clip, Model, Vae
@@ -29,8 +24,8 @@ from ..training.outcome import Outcome
 from ..training.processes import Processes
 from ..training.run import forget, look, train
 from ..training.task import TrainingTask
-from ..training.watcher import Progress
 from .messages import write_text
+from .train_watcher import CommandWatcher, Stop, step_bar, stop_on_interrupt
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _FOLDERS = ("folder", "regularisation", "mask_folder", "validation_folder")
@@ -100,7 +95,7 @@ def looked_at(prepared: Prepared) -> None:
         LoraError: something of the run cannot be used, or would do nothing.
     """
     write_text(report(prepared.dataset, prepared.config.run.batch_size))
-    write_text(look(prepared.task, CommandWatcher(_Stop(), None, prepared.folder)))
+    write_text(look(prepared.task, CommandWatcher(Stop(), None, prepared.folder)))
 
 
 def trained(prepared: Prepared, retrain: bool) -> Outcome:
@@ -111,99 +106,9 @@ def trained(prepared: Prepared, retrain: bool) -> Outcome:
     Processes().wait()  # nobody finds what is being forgotten
     if prepared.is_first_process:
         write_text(report(prepared.dataset, prepared.config.run.batch_size))
-    with _stop_on_interrupt() as stop, _bar(prepared.is_first_process) as bar:
+    with stop_on_interrupt() as stop, step_bar(prepared.is_first_process) as bar:
         watcher = CommandWatcher(stop, bar, task.folder / "previews", prepared.is_first_process)
         return train(task, watcher)
-
-
-class CommandWatcher:
-    """Shows a run on standard error.
-
-    Args:
-        stop: Whether Ctrl-C was pressed.
-        bar: Of tqdm, or None.
-        previews: Folder of preview pictures.
-        is_heard: Whether what it says is written; of several processes the first one speaks.
-    """
-
-    def __init__(
-        self,
-        stop: "_Stop",
-        bar: Any,  # noqa: ANN401
-        previews: Path,
-        is_heard: bool = True,
-    ) -> None:
-        self._stop, self._bar, self._previews = stop, bar, previews
-        self._is_heard = is_heard
-
-    def wish(self) -> Literal["keep"] | None:
-        """``"keep"`` after Ctrl-C."""
-        return "keep" if self._stop.asked else None
-
-    def stepped(self, progress: Progress) -> None:
-        """Move the bar."""
-        if self._bar is None:
-            return
-        self._bar.total, self._bar.n = progress.total, progress.step
-        self._bar.set_postfix_str(f"loss {progress.loss:.4f}, rate {progress.rate:.2e}")
-
-    def validated(self, step: int, loss: float) -> None:
-        """Say the loss."""
-        self.noted(f"step {step}: validation loss {loss:.5f}")
-
-    def pictured(self, step: int, prompt: str, picture: Tensor) -> None:
-        """Keep the picture beside the run's states."""
-        from PIL import Image
-
-        self._previews.mkdir(parents=True, exist_ok=True)
-        number = len(list(self._previews.glob(f"step-{step:08}-*.png"))) + 1
-        pixels = (picture.clamp(0, 1) * 255).round().byte().cpu().numpy()
-        Image.fromarray(pixels).save(self._previews / f"step-{step:08}-{number}.png")
-
-    def noted(self, text: str) -> None:
-        """Say it."""
-        if not self._is_heard:
-            return
-        if self._bar is not None:
-            self._bar.clear()
-        write_text(text)
-
-
-class _Stop:
-    """Whether Ctrl-C was pressed."""
-
-    asked = False
-
-
-@contextmanager
-def _stop_on_interrupt() -> Iterator[_Stop]:
-    """The first Ctrl-C asks, the second one interrupts."""
-    stop = _Stop()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.asked:
-            raise KeyboardInterrupt
-        stop.asked = True
-        write_text("stopping after this step; Ctrl-C again ends the run at once.")
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _bar(is_shown: bool) -> Iterator[Any]:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield None
-        return
-    with tqdm(
-        total=0, unit="step", leave=False, disable=None if is_shown else True, file=sys.stderr
-    ) as bar:  # fmt: skip
-        yield bar
 
 
 def _with_whole_paths(config: FileConfig, beside: Path) -> FileConfig:

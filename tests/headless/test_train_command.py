@@ -13,7 +13,7 @@ import pytest
 import tomllib
 import torch
 
-from lora_workbench.headless import train_run
+from lora_workbench.headless import progress, train_run
 from lora_workbench.headless.cli import main
 from lora_workbench.headless.demo_model.pictures import draw_scene, random_scenes
 from lora_workbench.headless.demo_model.write import write_demo_checkpoint
@@ -166,6 +166,13 @@ def test_a_lora_is_trained_written_and_not_trained_twice(user):
     told = json.loads(out)
     assert told["new_steps"] == 4
     assert Path(told["file"]).read_bytes() == content
+
+
+def test_without_a_terminal_there_are_lines_of_progress(user, monkeypatch):
+    assert "step 4 of 4" not in user.train()[2]
+    monkeypatch.setattr(progress, "_APART", 0.0)
+    err = user.train("--retrain")[2]
+    assert re.search(r"^step 4 of 4: loss \d\.\d{4}, rate ", err, re.M)
 
 
 def test_a_check_says_the_cost_and_leaves_no_run(user):
