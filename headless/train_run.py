@@ -108,7 +108,12 @@ def trained(prepared: Prepared, retrain: bool) -> Outcome:
         write_text(report(prepared.dataset, prepared.config.run.batch_size))
     with stop_on_interrupt() as stop, step_bar(prepared.is_first_process) as bar:
         watcher = CommandWatcher(stop, bar, task.folder / "previews", prepared.is_first_process)
-        return train(task, watcher)
+        outcome = train(task, watcher)
+        if outcome.is_complete and not outcome.new_steps and task.config.preview.every:
+            watcher.noted(
+                "The run was finished before: no previews are drawn. --retrain draws them."
+            )
+        return outcome
 
 
 def _with_whole_paths(config: FileConfig, beside: Path) -> FileConfig:

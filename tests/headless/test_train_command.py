@@ -175,6 +175,17 @@ def test_without_a_terminal_there_are_lines_of_progress(user, monkeypatch):
     assert re.search(r"^step 4 of 4: loss \d\.\d{4}, rate ", err, re.M)
 
 
+def test_a_finished_run_says_that_it_draws_no_previews(user):
+    user.train()
+    err = user.train()[2]
+    assert "no previews" not in err
+    asked = 'every = 2\n[preview]\nprompts = ["a dot"]\nevery = 2\nsteps = 1'
+    code, _, err = user.train(changes=[("every = 2", asked)])
+    assert code == 0
+    assert "no previews are drawn. --retrain draws them." in err
+    assert "no previews" not in user.train("--retrain", changes=[("every = 2", asked)])[2]
+
+
 def test_a_check_says_the_cost_and_leaves_no_run(user):
     code, out, err = user.train("--check", "--json")
     assert (code, json.loads(out)) == (0, {"is_checked": True})
