@@ -1,8 +1,7 @@
 """The demo's files, put into folders as ComfyUI lays them out."""
 
-import os
 import shutil
-import tempfile
+import uuid
 from pathlib import Path
 
 from ...lora_core.files.safetensors_file import open_safetensors
@@ -52,10 +51,9 @@ def write_whole(weights: Path, path: Path) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a file under another name, then rename it."""
-    handle, temporary = tempfile.mkstemp(prefix=".lora-workbench-", dir=target.parent)
-    os.close(handle)
+    temporary = target.with_name(f".lora-workbench-{uuid.uuid4().hex}")  # of the user's umask
     try:
         shutil.copyfile(source, temporary)
-        Path(temporary).replace(target)
+        temporary.replace(target)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
