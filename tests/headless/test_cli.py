@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from lora_workbench.headless import demo
+from lora_workbench.headless import demo, demo_graphs
 from lora_workbench.headless.cli import main
 from lora_workbench.lora_core.files.safetensors_file import open_safetensors
 from lora_workbench.lora_core.files.write import write_safetensors
@@ -340,6 +342,20 @@ def test_the_demo_restores_the_base(capsys, tmp_path, monkeypatch):
     assert "base restored bit for bit: yes" in text
     assert "merge 1 published files" in text
     assert [path.name for path in tmp_path.iterdir()] == ["real"]
+
+
+def test_the_demo_writes_the_models_that_the_examples_name_whole_or_not(capsys, tmp_path):
+    folder = tmp_path / "models"
+    assert main(["demo", "--models", str(folder)]) == 0
+    written = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert sorted(written) == sorted(folder.rglob("*.*"))
+    graph = (demo_graphs.EXAMPLES / "load-and-apply.json").read_text()
+    assert {path.name for path in written} == set(re.findall(r"\w+\.safetensors", graph))
+    written[0].unlink()
+    assert main(["demo", "--models", str(folder)]) == 2
+    assert str(written[1]) in capsys.readouterr().err
+    assert not written[0].exists()
+    assert main(["demo", "--models", str(folder), "--train"]) == 2
 
 
 def test_the_demo_says_when_a_base_is_not_restored(capsys, tmp_path, monkeypatch):
