@@ -85,6 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the graph; see ``EPILOG`` for the exit code."""
+    if options.output.is_file():
+        raise LoraError(
+            "--output names a file; results are written into a folder.",
+            {"Got": options.output},
+            "name a folder, or leave --output out for the working folder.",
+        )
     graph = read_graph_file(options.graph)
     started = time.perf_counter()
     run_graph = run_embedded if options.comfyui is None else run_in_comfyui

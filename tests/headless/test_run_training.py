@@ -121,7 +121,7 @@ def test_a_folder_outside_is_not_read_for_a_graph(run, tmp_path, tmp_path_factor
     Folder(elsewhere).fill(2)
     prompt["2"]["inputs"]["folder"] = str(elsewhere)
     code, document = run(prompt)
-    assert code == 1
+    assert code == 2
     assert "not a name inside the folder" in document["errors"][0]["message"]
 
 
