@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import NoReturn
 
 from ..lora_core.errors import FailedError, LoraError
@@ -32,10 +33,18 @@ class _Parser(argparse.ArgumentParser):
     """Reports wrong usage like every other wrong input."""
 
     def error(self, message: str) -> NoReturn:
+        raise self._refusal(message, f"see `{self.prog} --help`.")
+
+    def refuse_unknown(self, arguments: Sequence[str]) -> NoReturn:
+        """Raise the error for arguments that nothing takes, with the option most like the first."""
+        name = arguments[0].partition("=")[0]
+        near = get_close_matches(name, self._option_string_actions, n=1)
+        fix = f"use {near[0]!r}." if near else f"see `{self.prog} --help`."
+        raise self._refusal(f"Unrecognized arguments: {' '.join(arguments)}", fix)
+
+    def _refusal(self, message: str, fix: str) -> LoraError:
         usage = " ".join(self.format_usage().removeprefix("usage: ").split())
-        raise LoraError(
-            f"{message[:1].upper()}{message[1:]}.", {"Usage": usage}, f"see `{self.prog} --help`."
-        )
+        return LoraError(f"{message[:1].upper()}{message[1:]}.", {"Usage": usage}, fix)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +87,9 @@ def _run(arguments: Sequence[str]) -> int:
     if not arguments:
         parser.print_help()
         return DONE
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        options.parser.refuse_unknown(unknown)
     code: int = options.run(options)
     sys.stdout.flush()
     return code
@@ -101,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, parser=command)
     return parser
 
 

@@ -48,9 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="where states of runs, latents and previews are kept; default the user's cache",
     )
-    parser.add_argument("--check", action="store_true", help="look at everything, train nothing")
-    parser.add_argument("--example", action="store_true", help="print a file with every key")
-    parser.add_argument("--keys", action="store_true", help="print a table of every key")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--check", action="store_true", help="look at everything, train nothing")
+    instead.add_argument("--example", action="store_true", help="print a file with every key")
+    instead.add_argument("--keys", action="store_true", help="print a table of every key")
     parser.add_argument("--json", action="store_true", help="print the receipt as JSON")
 
 

@@ -273,6 +273,9 @@ def test_an_unknown_base_is_refused_with_the_nearest(capsys, base):
         ["inspect", "a", "b"],
         ["inspekt", "a"],
         ["inspect", "a", "--jsno"],
+        ["train", "--keys", "--example"],
+        ["run", "a.json", "--comfyui-args=--cpu"],
+        ["run", "a.json", "--comfyui", "http://127.0.0.1:1", "--comfyui-args=--cpu"],
     ],
     ids=" ".join,
 )
@@ -280,6 +283,21 @@ def test_wrong_usage_is_refused(capsys, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     write_safetensors(tmp_path / "base.safetensors", {"a": torch.ones(1)})
     assert_refused(capsys, tmp_path, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "meant"),
+    [
+        ("inspect", "--jsno", "--json"),
+        ("merge", "--strenght=1", "--strength"),
+        ("train", "--ouput", "--output"),
+    ],
+)
+def test_a_misspelt_option_is_told_with_its_commands_usage(capsys, command, option, meant):
+    assert main([command, "a", *(["-o", "b"] if command == "merge" else []), option]) == 2
+    err = capsys.readouterr().err
+    assert f"Usage: lora-workbench {command} " in err
+    assert f"Fix: use {meant!r}." in err
 
 
 @pytest.mark.parametrize("name", ["out.ckpt", "out", "missing/out.safetensors"])
