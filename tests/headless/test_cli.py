@@ -313,6 +313,19 @@ def test_an_interrupt_during_a_merge_is_exit_code_1_and_leaves_nothing(
     assert {path.name for path in tmp_path.iterdir()} == {base.name, lora.name}
 
 
+def test_an_interrupt_before_the_command_has_begun_is_one_line(tmp_path):
+    """Torch takes a second to import; here the import itself presses Ctrl-C."""
+    (tmp_path / "torch.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    code = (
+        f"import signal, sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from lora_workbench.headless.cli import main\nsys.exit(main(['--version']))"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, env=os.environ)
+    assert finished.returncode == 130
+    assert finished.stderr == b"Interrupted before anything was done.\n"
+
+
 def test_a_refusing_system_is_exit_code_1(capsys, base, lora, tmp_path, monkeypatch):
     from lora_workbench.lora_core.patching import merge_file
 
