@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..lora_core.errors import LoraError
+from ..lora_core.explain import printable
 from .messages import write_text
 from .run_embedded import missing_libraries
 from .train_keys import example_config, key_table
@@ -52,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     instead.add_argument("--check", action="store_true", help="look at everything, train nothing")
     instead.add_argument("--example", action="store_true", help="print a file with every key")
     instead.add_argument("--keys", action="store_true", help="print a table of every key")
-    parser.add_argument("--json", action="store_true", help="print the receipt as JSON")
+    parser.add_argument(
+        "--json", action="store_true", help="print the receipt, or what --check found, as JSON"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -73,9 +76,10 @@ def _run(options: argparse.Namespace) -> int:
     output = _output(options, config.output.form == "peft")
     prepared = checked_run(config, options.runs or user_folder() / "training")
     if options.check:
-        looked_at(prepared)
-        if options.json:
-            print(json.dumps({"is_checked": True}))
+        text, facts = looked_at(prepared)
+        if prepared.is_first_process:
+            shown = "\n".join(map(printable, text.splitlines()))
+            print(json.dumps(facts, indent=2) if options.json else shown)
         return 0
     try:
         outcome = trained(prepared, options.retrain)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -88,14 +89,23 @@ def checked_run(config: FileConfig, runs: Path) -> Prepared:
     return Prepared(config, model, dataset, runs, Processes().is_first)
 
 
-def looked_at(prepared: Prepared) -> None:
-    """Say what a run would be and cost, on standard error; nothing is trained.
+def looked_at(prepared: Prepared) -> tuple[str, dict[str, Any]]:
+    """What a run would be and cost, as text and as JSON data; nothing is trained.
 
     Raises:
         LoraError: something of the run cannot be used, or would do nothing.
     """
-    write_text(report(prepared.dataset, prepared.config.run.batch_size))
-    write_text(look(prepared.task, CommandWatcher(Stop(), None, prepared.folder)))
+    dataset = prepared.dataset
+    cost = look(prepared.task, CommandWatcher(Stop(), None, prepared.folder))
+    facts = {
+        "is_checked": True,
+        "pictures": len(dataset.samples),
+        "validation_pictures": len(dataset.validation),
+        "shown_in_an_epoch": dataset.picks_per_epoch,
+        "problems": {problem.kind: len(problem.items) for problem in dataset.problems},
+        **cost.to_json(),
+    }
+    return f"{report(dataset, prepared.config.run.batch_size)}\n\n{cost.to_text()}", facts
 
 
 def trained(prepared: Prepared, retrain: bool) -> Outcome:

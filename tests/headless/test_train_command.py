@@ -187,10 +187,16 @@ def test_a_finished_run_says_that_it_draws_no_previews(user):
 
 
 def test_a_check_says_the_cost_and_leaves_no_run(user):
+    code, out, _ = user.train("--check")
+    assert code == 0
+    assert "5 pictures" in out
+    assert re.search(r"time: about .* for 4 steps", out)
     code, out, err = user.train("--check", "--json")
-    assert (code, json.loads(out)) == (0, {"is_checked": True})
-    assert "5 pictures" in err
-    assert re.search(r"time: about .* for 4 steps", err)
+    facts = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (facts["is_checked"], facts["pictures"], facts["steps"]) == (True, 5, 4)
+    names = ("trained_parameters", "file_bytes", "activation_bytes", "seconds")
+    assert all(facts[name] > 0 for name in names)
     assert [path.name for path in user.runs.iterdir()] == ["cache"]
 
 
