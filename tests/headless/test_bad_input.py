@@ -202,6 +202,22 @@ def test_a_file_of_another_kind_is_refused(capsys, base):
     refused_by_both(capsys, base, base.parent / "notes.txt")
 
 
+OTHERS = {
+    "this is a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n",
+    "this is a web page": b"\n<!DOCTYPE html><html><title>Log in</title></html>",
+    "this is a picture": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+}
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+@pytest.mark.parametrize("what", OTHERS)
+def test_what_is_saved_under_the_name_of_a_model_is_called_what_it_is(capsys, base, what, ending):
+    path = base.parent / f"lora.{ending}"
+    path.write_bytes(OTHERS[what])
+    for message in refused_by_both(capsys, base, path):
+        assert what in message
+
+
 def test_a_checkpoint_is_no_lora(capsys, base):
     message = assert_refused(capsys, base.parent, "inspect", base)
     assert "is not a LoRA" in message
