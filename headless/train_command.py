@@ -34,6 +34,8 @@ examples:
 exit codes: 0 the LoRA is trained and written; 1 stopped before its end, or failed while running;
 2 the input is wrong."""
 
+_FILES_OF_PEFT = {"adapter_config.json", "adapter_model.safetensors"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
@@ -131,10 +133,23 @@ def _output(options: argparse.Namespace, is_folder: bool) -> Path | None:
             {"Path": output},
             "name another.",
         )
+    if is_folder:
+        _refuse_other_files(output)
     if not output.parent.is_dir():
         raise LoraError("The output's folder does not exist.", {"Path": output}, "make it first.")
     _refuse_unwritable(output.parent)
     return output
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """Before a folder is replaced as a whole."""
+    others = sorted({path.name for path in folder.glob("*")} - _FILES_OF_PEFT)
+    if others:
+        raise LoraError(
+            f"{folder.name} holds more than a LoRA in PEFT's form.",
+            {"Folder": folder, "Other files": ", ".join(others[:5])},
+            "name another folder.",
+        )
 
 
 def _refuse_unwritable(folder: Path) -> None:
@@ -159,7 +174,12 @@ def _written(outcome: "Outcome", output: Path | None) -> Path:
         steps = f"{output.stem}-step-{outcome.steps:08}{output.suffix}"
         output = output.with_name(steps)
     if outcome.path.is_dir():
-        shutil.copytree(outcome.path, output, dirs_exist_ok=True)
+        _refuse_other_files(output)
+        with tempfile.TemporaryDirectory(prefix=".lora-workbench-", dir=output.parent) as scratch:
+            shutil.copytree(outcome.path, Path(scratch) / "new")
+            if output.exists():
+                output.rename(Path(scratch) / "old")
+            (Path(scratch) / "new").rename(output)
         return output
     draft = output.with_name(f".{output.name}.new")
     try:

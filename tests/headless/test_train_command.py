@@ -436,5 +436,15 @@ def test_peft_s_form_is_a_folder(user):
     code, *_ = user.train("-o", str(output), changes=changes)
     assert code == 0
     assert len(load_lora(output).modules) == 64
+    (output / "adapter_config.json").write_text("old")
     assert "0 of them now" in user.train("-o", str(output), "--force", changes=changes)[1]
+    assert len(load_lora(output).modules) == 64
+    assert sorted(path.name for path in user.folder.iterdir()) == sorted(
+        ["adapter", "base", "pictures", "run.toml", "runs"]
+    )
+    (output / "notes.txt").touch()
+    code, _, err = user.train("-o", str(output), "--force", changes=changes)
+    assert code == 2
+    assert "Other files: notes.txt" in err
+    assert len(list(output.iterdir())) == 3
     shutil.rmtree(output)
