@@ -64,7 +64,7 @@ def run_report(outcome: Outcome, path: Path, notes: Sequence[str]) -> Report:
     if measured:
         step, loss = min(measured, key=lambda pair: pair[1])
         facts.append(("best validation loss", f"{loss:.4f} at step {step}"))
-    state = "trained" if outcome.is_complete else "stopped early; queue again to go on"
+    state = "trained" if outcome.is_complete else "stopped early; run again to go on"
     level = OK if outcome.is_complete else IN_PART
     told = tuple(line for note in notes for line in note.splitlines())
     section = Section(path.name, state, level, tuple(facts))
