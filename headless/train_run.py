@@ -17,13 +17,15 @@ from ..lora_core.errors import LoraError, UnknownChoiceError
 from ..training.checks import check, check_settings
 from ..training.config_file import read_config, read_toml
 from ..training.dataset.data import Dataset
+from ..training.dataset.order import Order
 from ..training.dataset.report import report
 from ..training.dataset.scan import scan
 from ..training.dataset.settings import DatasetSettings
 from ..training.file_config import FileConfig, ModelConfig
+from ..training.optimizer import check_warmup
 from ..training.outcome import Outcome
 from ..training.processes import Processes
-from ..training.run import forget, look, train
+from ..training.run import forget, look, planned_steps, train
 from ..training.task import TrainingTask
 from .messages import write_text
 from .train_watcher import CommandWatcher, Stop, step_bar, stop_on_interrupt
@@ -83,10 +85,17 @@ def checked_run(config: FileConfig, runs: Path) -> Prepared:
     """
     with _told_as(_dataset_keys):
         dataset = scan(config.dataset)
+    _check_steps(config, dataset)
     with _told_as(lambda facts: {"model.checkpoint": config.model.checkpoint, **facts}):
         model = _model(config.model)
     check(config.training, model.levels, bool(dataset.validation))
     return Prepared(config, model, dataset, runs, Processes().is_first)
+
+
+def _check_steps(config: FileConfig, dataset: Dataset) -> None:
+    """What the number of pictures decides, before the model is loaded."""
+    order = Order(dataset, config.run.batch_size, config.run.seed)
+    check_warmup(config.optimizer, planned_steps(config.training, order.batches_per_epoch))
 
 
 def looked_at(prepared: Prepared) -> tuple[str, dict[str, Any]]:

@@ -316,6 +316,22 @@ def test_a_missing_extra_is_named_before_a_model_is_loaded(user, monkeypatch):
     assert "pip install 'comfyui-lora-workbench[lycoris]'" in err
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("rate = 1e-3", 'schedule = "cosine"\nwarmup_steps = 4', "still be rising"),
+        ("batch_size = 2", "batch_size = 9", "larger than the dataset"),
+    ],
+)
+def test_what_the_pictures_decide_is_told_before_a_model_is_loaded(
+    user, monkeypatch, old, new, message
+):
+    monkeypatch.setattr(train_run, "load_checkpoint", lambda *_: pytest.fail("loaded"))
+    code, _, err = user.train(changes=[(old, new)])
+    assert code == 2
+    assert message in err
+
+
 @pytest.mark.parametrize("method", ["loha", "lokr", "oft"])
 def test_lycoris_kinds_leave_one_json_document_on_standard_output(user, method):
     """LyCORIS logs there how it splits sides."""
@@ -349,10 +365,10 @@ def test_pictures_and_captions_that_cannot_be_read(user):
 def test_pictures_of_any_size_are_fitted_and_told(user):
     draw_scene(random_scenes(1, 2)[0]).resize((8, 8)).save(user.folder / "pictures" / "small.png")
     draw_scene(random_scenes(1, 3)[0]).resize((300, 40)).save(user.folder / "pictures" / "long.png")
-    code, _, err = user.train("--check")
+    code, out, _ = user.train("--check")
     assert code == 0
-    assert "small.png: 8 x to 64x64" in err
-    assert "long.png" in err
+    assert "small.png: 8 x to 64x64" in out
+    assert "long.png" in out
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_states(user):
