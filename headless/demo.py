@@ -22,6 +22,7 @@ from ..lora_core.patching.base_file import base_files
 from ..lora_core.patching.ledger import MergeLedger
 from ..lora_core.stack import Plan, StackItem, make_plan
 from ..lora_core.weighting import Weighting
+from .demo_model.write import write_example_models
 from .demo_pictures import show_pictures
 from .sample_files import WEIGHT_STD, write_random_checkpoint, write_random_lora
 from .text_table import size_text, text_table
@@ -37,7 +38,13 @@ Then run the example graphs without ComfyUI, on a small model that knows shapes 
 LoRAs for it, which this trainer made, and put the pictures into one labelled grid."""
 EPILOG = """\
 Needs 2 GB on the disk and 3 GB of memory; the pictures need the extra [headless].
-exit codes: 0 everything restored bit for bit; 1 not."""
+
+examples:
+  lora-workbench demo
+  lora-workbench demo --models models      then: lora-workbench run GRAPH --models models
+
+exit codes: 0 everything restored bit for bit; 1 not, or failed while running; 2 the input is
+wrong."""
 
 _SPACE = 2_200_000_000
 _SUFFIXES = (".safetensors", ".bin", ".pt")
@@ -64,16 +71,24 @@ _SAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument(
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument(
         "--real-files",
         metavar="DIR",
         type=Path,
         help="also inspect, merge and un-merge the SD1.5 LoRA files in this folder",
     )
+    one.add_argument(
+        "--models",
+        metavar="DIR",
+        type=Path,
+        help="only write the small model and its LoRAs into this folder, under the names that the "
+        "example graphs use",
+    )
     parser.add_argument(
         "--folder", metavar="DIR", type=Path, help="where to make the temporary folder"
     )
-    parser.add_argument(
+    one.add_argument(
         "--train",
         action="store_true",
         help="train a LoRA on drawn pictures instead, and show what it does; needs [train]",
@@ -89,12 +104,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the demo; 1 when the base was not restored."""
+    if options.models is not None:
+        print("\n".join(map(str, write_example_models(options.models))))
+        return 0
     if options.train:
         require_libraries()
         from .demo_train import show_training
 
-        if options.real_files is not None:
-            raise LoraError("--real-files is not read with --train.", fix="take one of them out.")
         return 0 if show_training(options.grid, options.folder) else 1
     started = time.perf_counter()
     _require_space(options.folder or Path(tempfile.gettempdir()))

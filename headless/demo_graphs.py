@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from ..hosts.embedded.nodes import core_mappings
 from ..lora_core.errors import LoraError
 from ..nodes import node_mappings
 from .demo_model.pictures import SIZE
-from .demo_model.write import write_demo_checkpoint
+from .demo_model.write import EXAMPLE_NAMES, write_demo_checkpoint
 from .graph import Runner, validate
 from .run_errors import failure, refusals
 from .user_folder import user_folder
@@ -32,9 +31,7 @@ CAPTIONS = (
 )
 SEED, STEPS, CFG, PER_CAPTION = 4, 16, 4.0, 2
 _ELSEWHERE = {"train-lora": "wants pictures of yours; `demo --train` draws some"}
-# What the examples name, to what the demo has.
-_NAMES = MappingProxyType({"sd15": "demo", "style": "neon", "detail": "mosaic"})
-_NAMED = re.compile(rf"\b({'|'.join(_NAMES)})\b")
+_NAMED = re.compile(rf"\b({'|'.join(EXAMPLE_NAMES)})\b")
 
 Inputs = Mapping[str, Mapping[str, Any]]
 """New values of a graph: node class to input to value."""
@@ -173,7 +170,7 @@ class _Graphs:
 def adapted(example: str, caption: str, inputs: Inputs) -> dict[str, Any]:
     """An example graph with the demo's names, size and caption, and then with ``inputs``."""
     text = (EXAMPLES / f"{example}.json").read_text(encoding="utf-8")
-    prompt: dict[str, Any] = json.loads(_NAMED.sub(lambda found: _NAMES[found[0]], text))
+    prompt: dict[str, Any] = json.loads(_NAMED.sub(lambda found: EXAMPLE_NAMES[found[0]], text))
     common: dict[str, Mapping[str, Any]] = {
         "EmptyLatentImage": {"width": SIZE, "height": SIZE, "batch_size": PER_CAPTION},
         "KSampler": {"seed": SEED, "steps": STEPS, "cfg": CFG},

@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 
 from ..lora_core.errors import LoraError, UnknownChoiceError, UnsupportedFormatError
-from ..lora_core.explain import Report, check_finite, explain
+from ..lora_core.explain import UNKNOWN_BASE, Report, check_finite, explain
 from ..lora_core.files.tensor_file import open_tensor_file
 from ..lora_core.lora import Lora, load_lora
 from ..lora_core.models import BASES, ModelTable, table_from_shapes
-from .messages import write_error
+from .messages import write_error, write_text
 
 HELP = "say what a LoRA file changes, tensor by tensor"
 DESCRIPTION = """\
@@ -49,9 +49,14 @@ def run(options: argparse.Namespace) -> int:
     check_finite(lora)
     report = explain(lora, table, options.base)
     print(json.dumps(report.to_json(), indent=2) if options.json else report.to_text())
-    if options.base is None:
+    error = _problem(report)
+    if error is None:
         return 0
-    return _refusal(report)
+    if options.base is None:  # the report was asked for, and says what is wrong
+        write_text(f"Fix: {error.fix}")
+        return 0
+    write_error(error)
+    return 2
 
 
 def _refuse_other_files(lora: Lora) -> None:
@@ -65,16 +70,18 @@ def _refuse_other_files(lora: Lora) -> None:
     )
 
 
-def _refusal(report: Report) -> int:
-    """Say why the LoRA cannot be applied to the base that was asked for; 0 when it can."""
+def _problem(report: Report) -> LoraError | None:
+    """Why the LoRA cannot be applied to its base; None when it can."""
+    if report.verdict == UNKNOWN_BASE:
+        fix = "add --base CHECKPOINT, the model that this file was made for."
+        return LoraError(f"{report.lora.name} fits no known base.", fix=fix)
+    if report.no_table is not None and report.base is not None:
+        return _comes_later(report)
     try:
-        if report.no_table is not None:
-            raise _comes_later(report)
         report.binding.check()
     except LoraError as error:
-        write_error(error)
-        return 2
-    return 0
+        return error
+    return None
 
 
 def _comes_later(report: Report) -> LoraError:

@@ -10,7 +10,7 @@ from ..lora_core.errors import LoraError
 from .messages import write_text
 from .run_embedded import run_embedded
 from .run_errors import NodeError, RunFailedError
-from .run_in_comfyui import run_in_comfyui
+from .run_in_comfyui import ADDRESSES, run_in_comfyui
 from .run_outcome import FAILED, Outcome
 from .workflow.read import read_graph_file
 
@@ -85,6 +85,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the graph; see ``EPILOG`` for the exit code."""
+    if options.output.is_file():
+        raise LoraError(
+            "--output names a file; results are written into a folder.",
+            {"Got": options.output},
+            "name a folder, or leave --output out for the working folder.",
+        )
+    if options.comfyui_args and (options.comfyui or "http://").startswith(ADDRESSES):
+        raise LoraError(
+            "--comfyui-args would do nothing: no ComfyUI is started.",
+            {"--comfyui-args": options.comfyui_args, "--comfyui": options.comfyui or "not given"},
+            "name ComfyUI's folder with --comfyui, or leave it out.",
+        )
     graph = read_graph_file(options.graph)
     started = time.perf_counter()
     run_graph = run_embedded if options.comfyui is None else run_in_comfyui

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..lora_core.errors import LoraError
+from ..lora_core.errors import FailedError, LoraError
 from .set_inputs import node_title
 
 
@@ -33,6 +33,12 @@ class NodeError:
     kind: str
     message: str
     traceback: str = ""
+
+    @property
+    def is_of_input(self) -> bool:
+        """Whether a node of ours found, while running, that what it was given is wrong."""
+        module, _, name = self.kind.rpartition(".")
+        return module == LoraError.__module__ and name != FailedError.__name__
 
     def to_json(self, verbose: bool) -> dict[str, str]:
         """The fields; the traceback only when ``verbose``."""

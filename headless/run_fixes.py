@@ -20,16 +20,20 @@ _FIXES = {
     "dependency_cycle": "take out one of the connections that lead back to this node.",
     "prompt_no_outputs": "add a node that saves or shows something, such as SaveImage.",
 }
-_FILE, _OTHER = "file that is not there", "anything else"
+_MODEL, _FILE = "model that is not there", "other file that is not there"
+_OTHER = "anything else"
+_ON_THE_SERVER = "put the file on the server, or use one that is there: {setting}."
 FIXES_IN_COMFYUI: Mapping[str, str] = _FIXES | {
     "missing_node_type": "install the node's pack in this ComfyUI, or take the node out.",
-    _FILE: "put the file on the server, or use one that is there: {setting}.",
+    _MODEL: _ON_THE_SERVER,
+    _FILE: _ON_THE_SERVER,
     _OTHER: "look into ComfyUI's log for what happened.",
 }
 """By ComfyUI's type of the refusal, for a graph that a ComfyUI refused."""
 FIXES_HERE: Mapping[str, str] = _FIXES | {
     "missing_node_type": "run this graph in ComfyUI: add --comfyui URL or PATH.",
-    _FILE: "use a model in the folder of --models, or the path of a picture: {setting}.",
+    _MODEL: "use a model that is in the folder of --models: {setting}.",
+    _FILE: "give the path of a file: {setting}.",
     _OTHER: "run again with --verbose to see where it happened.",
 }
 """The same for a graph that would have run in this process."""
@@ -64,7 +68,8 @@ def _with_fix(error: NodeError, prompt: Mapping[str, Any], fixes: Mapping[str, s
     inputs = node.get("inputs") if isinstance(node, Mapping) else None
     value = inputs.get(error.input) if isinstance(inputs, Mapping) else None
     is_file = error.kind in _OF_FILES and isinstance(value, str) and _FILE_NAME.fullmatch(value)
-    fix = fixes.get(_FILE if is_file else error.kind, fixes[_OTHER])
+    file_kind = _MODEL if error.input.endswith("_name") else _FILE
+    fix = fixes.get(file_kind if is_file else error.kind, fixes[_OTHER])
     what = "NAME" if is_file else "VALUE"
     setting = f"--set {error.node}.{error.input}={what}"
     return replace(error, message=f"{error.message}\nFix: {fix.format(setting=setting)}")

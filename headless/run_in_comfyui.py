@@ -22,6 +22,9 @@ from .workflow.read import GraphFile
 if TYPE_CHECKING:
     from .comfy_client import ComfyClient, RunRecord
 
+ADDRESSES = ("http://", "https://")
+"""How an address of a ComfyUI that runs already begins."""
+
 
 def run_in_comfyui(graph: GraphFile, options: argparse.Namespace) -> Outcome:
     """Run a graph in the ComfyUI that ``options.comfyui`` names.
@@ -46,7 +49,7 @@ def _require_client() -> None:
 
 def _server(target: str, arguments: str) -> AbstractContextManager[str]:
     """The address of a running ComfyUI, or of one that runs as long as the context."""
-    if target.startswith(("http://", "https://")):
+    if target.startswith(ADDRESSES):
         return nullcontext(target)
     folder = Path(target).expanduser()
     if folder.is_dir():

@@ -59,7 +59,9 @@ def shown_items(
 
 
 def exit_code_of(status: str, refused: Sequence[NodeError], errors: Sequence[NodeError]) -> int:
-    """0 when all of it ran, 2 when parts were refused, 1 when something failed."""
+    """0 when all of it ran, 2 when parts or what nodes were given was refused, 1 when it failed."""
+    if errors and all(error.is_of_input for error in errors):
+        return WRONG_INPUT
     if status != "success" or errors:
         return FAILED
     return WRONG_INPUT if refused else DONE

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..lora_core.errors import LoraError
+from ..lora_core.explain import printable
 from .messages import write_text
 from .run_embedded import missing_libraries
 from .train_keys import example_config, key_table
@@ -34,6 +35,8 @@ examples:
 exit codes: 0 the LoRA is trained and written; 1 stopped before its end, or failed while running;
 2 the input is wrong."""
 
+_FILES_OF_PEFT = {"adapter_config.json", "adapter_model.safetensors"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
@@ -49,10 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="where states of runs, latents and previews are kept; default the user's cache",
     )
-    parser.add_argument("--check", action="store_true", help="look at everything, train nothing")
-    parser.add_argument("--example", action="store_true", help="print a file with every key")
-    parser.add_argument("--keys", action="store_true", help="print a table of every key")
-    parser.add_argument("--json", action="store_true", help="print the receipt as JSON")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--check", action="store_true", help="look at everything, train nothing")
+    instead.add_argument("--example", action="store_true", help="print a file with every key")
+    instead.add_argument("--keys", action="store_true", help="print a table of every key")
+    parser.add_argument(
+        "--json", action="store_true", help="print the receipt, or what --check found, as JSON"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -73,9 +79,10 @@ def _run(options: argparse.Namespace) -> int:
     output = _output(options, config.output.form == "peft")
     prepared = checked_run(config, options.runs or user_folder() / "training")
     if options.check:
-        looked_at(prepared)
-        if options.json:
-            print(json.dumps({"is_checked": True}))
+        text, facts = looked_at(prepared)
+        if prepared.is_first_process:
+            shown = "\n".join(map(printable, text.splitlines()))
+            print(json.dumps(facts, indent=2) if options.json else shown)
         return 0
     try:
         outcome = trained(prepared, options.retrain)
@@ -127,10 +134,23 @@ def _output(options: argparse.Namespace, is_folder: bool) -> Path | None:
             {"Path": output},
             "name another.",
         )
+    if is_folder:
+        _refuse_other_files(output)
     if not output.parent.is_dir():
         raise LoraError("The output's folder does not exist.", {"Path": output}, "make it first.")
     _refuse_unwritable(output.parent)
     return output
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """Before a folder is replaced as a whole."""
+    others = sorted({path.name for path in folder.glob("*")} - _FILES_OF_PEFT)
+    if others:
+        raise LoraError(
+            f"{folder.name} holds more than a LoRA in PEFT's form.",
+            {"Folder": folder, "Other files": ", ".join(others[:5])},
+            "name another folder.",
+        )
 
 
 def _refuse_unwritable(folder: Path) -> None:
@@ -155,7 +175,12 @@ def _written(outcome: "Outcome", output: Path | None) -> Path:
         steps = f"{output.stem}-step-{outcome.steps:08}{output.suffix}"
         output = output.with_name(steps)
     if outcome.path.is_dir():
-        shutil.copytree(outcome.path, output, dirs_exist_ok=True)
+        _refuse_other_files(output)
+        with tempfile.TemporaryDirectory(prefix=".lora-workbench-", dir=output.parent) as scratch:
+            shutil.copytree(outcome.path, Path(scratch) / "new")
+            if output.exists():
+                output.rename(Path(scratch) / "old")
+            (Path(scratch) / "new").rename(output)
         return output
     draft = output.with_name(f".{output.name}.new")
     try:

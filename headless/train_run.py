@@ -1,16 +1,12 @@
 """A training run on the embedded host, from its file to its outcome."""
 
-import signal
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..hosts.embedded.checkpoints import load_checkpoint
 from ..hosts.embedded.handles import Clip, Model, Vae
@@ -21,15 +17,18 @@ from ..lora_core.errors import LoraError, UnknownChoiceError
 from ..training.checks import check, check_settings
 from ..training.config_file import read_config, read_toml
 from ..training.dataset.data import Dataset
+from ..training.dataset.order import Order
 from ..training.dataset.report import report
 from ..training.dataset.scan import scan
+from ..training.dataset.settings import DatasetSettings
 from ..training.file_config import FileConfig, ModelConfig
+from ..training.optimizer import check_warmup
 from ..training.outcome import Outcome
 from ..training.processes import Processes
-from ..training.run import forget, look, train
+from ..training.run import forget, look, planned_steps, train
 from ..training.task import TrainingTask
-from ..training.watcher import Progress
 from .messages import write_text
+from .train_watcher import CommandWatcher, Stop, step_bar, stop_on_interrupt
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _FOLDERS = ("folder", "regularisation", "mask_folder", "validation_folder")
@@ -84,20 +83,38 @@ def checked_run(config: FileConfig, runs: Path) -> Prepared:
     Raises:
         LoraError: something is wrong with it.
     """
-    dataset = scan(config.dataset)
-    model = _model(config.model)
+    with _told_as(_dataset_keys):
+        dataset = scan(config.dataset)
+    _check_steps(config, dataset)
+    with _told_as(lambda facts: {"model.checkpoint": config.model.checkpoint, **facts}):
+        model = _model(config.model)
     check(config.training, model.levels, bool(dataset.validation))
     return Prepared(config, model, dataset, runs, Processes().is_first)
 
 
-def looked_at(prepared: Prepared) -> None:
-    """Say what a run would be and cost, on standard error; nothing is trained.
+def _check_steps(config: FileConfig, dataset: Dataset) -> None:
+    """What the number of pictures decides, before the model is loaded."""
+    order = Order(dataset, config.run.batch_size, config.run.seed)
+    check_warmup(config.optimizer, planned_steps(config.training, order.batches_per_epoch))
+
+
+def looked_at(prepared: Prepared) -> tuple[str, dict[str, Any]]:
+    """What a run would be and cost, as text and as JSON data; nothing is trained.
 
     Raises:
         LoraError: something of the run cannot be used, or would do nothing.
     """
-    write_text(report(prepared.dataset, prepared.config.run.batch_size))
-    write_text(look(prepared.task, CommandWatcher(_Stop(), None, prepared.folder)))
+    dataset = prepared.dataset
+    cost = look(prepared.task, CommandWatcher(Stop(), None, prepared.folder))
+    facts = {
+        "is_checked": True,
+        "pictures": len(dataset.samples),
+        "validation_pictures": len(dataset.validation),
+        "shown_in_an_epoch": dataset.picks_per_epoch,
+        "problems": {problem.kind: len(problem.items) for problem in dataset.problems},
+        **cost.to_json(),
+    }
+    return f"{report(dataset, prepared.config.run.batch_size)}\n\n{cost.to_text()}", facts
 
 
 def trained(prepared: Prepared, retrain: bool) -> Outcome:
@@ -108,111 +125,47 @@ def trained(prepared: Prepared, retrain: bool) -> Outcome:
     Processes().wait()  # nobody finds what is being forgotten
     if prepared.is_first_process:
         write_text(report(prepared.dataset, prepared.config.run.batch_size))
-    with _stop_on_interrupt() as stop, _bar(prepared.is_first_process) as bar:
+    with stop_on_interrupt() as stop, step_bar(prepared.is_first_process) as bar:
         watcher = CommandWatcher(stop, bar, task.folder / "previews", prepared.is_first_process)
-        return train(task, watcher)
-
-
-class CommandWatcher:
-    """Shows a run on standard error.
-
-    Args:
-        stop: Whether Ctrl-C was pressed.
-        bar: Of tqdm, or None.
-        previews: Folder of preview pictures.
-        is_heard: Whether what it says is written; of several processes the first one speaks.
-    """
-
-    def __init__(
-        self,
-        stop: "_Stop",
-        bar: Any,  # noqa: ANN401
-        previews: Path,
-        is_heard: bool = True,
-    ) -> None:
-        self._stop, self._bar, self._previews = stop, bar, previews
-        self._is_heard = is_heard
-
-    def wish(self) -> Literal["keep"] | None:
-        """``"keep"`` after Ctrl-C."""
-        return "keep" if self._stop.asked else None
-
-    def stepped(self, progress: Progress) -> None:
-        """Move the bar."""
-        if self._bar is None:
-            return
-        self._bar.total, self._bar.n = progress.total, progress.step
-        self._bar.set_postfix_str(f"loss {progress.loss:.4f}, rate {progress.rate:.2e}")
-
-    def validated(self, step: int, loss: float) -> None:
-        """Say the loss."""
-        self.noted(f"step {step}: validation loss {loss:.5f}")
-
-    def pictured(self, step: int, prompt: str, picture: Tensor) -> None:
-        """Keep the picture beside the run's states."""
-        from PIL import Image
-
-        self._previews.mkdir(parents=True, exist_ok=True)
-        number = len(list(self._previews.glob(f"step-{step:08}-*.png"))) + 1
-        pixels = (picture.clamp(0, 1) * 255).round().byte().cpu().numpy()
-        Image.fromarray(pixels).save(self._previews / f"step-{step:08}-{number}.png")
-
-    def noted(self, text: str) -> None:
-        """Say it."""
-        if not self._is_heard:
-            return
-        if self._bar is not None:
-            self._bar.clear()
-        write_text(text)
-
-
-class _Stop:
-    """Whether Ctrl-C was pressed."""
-
-    asked = False
-
-
-@contextmanager
-def _stop_on_interrupt() -> Iterator[_Stop]:
-    """The first Ctrl-C asks, the second one interrupts."""
-    stop = _Stop()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.asked:
-            raise KeyboardInterrupt
-        stop.asked = True
-        write_text("stopping after this step; Ctrl-C again ends the run at once.")
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _bar(is_shown: bool) -> Iterator[Any]:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield None
-        return
-    with tqdm(
-        total=0, unit="step", leave=False, disable=None if is_shown else True, file=sys.stderr
-    ) as bar:  # fmt: skip
-        yield bar
+        outcome = train(task, watcher)
+        if outcome.is_complete and not outcome.new_steps and task.config.preview.every:
+            watcher.noted(
+                "The run was finished before: no previews are drawn. --retrain draws them."
+            )
+        return outcome
 
 
 def _with_whole_paths(config: FileConfig, beside: Path) -> FileConfig:
     """Paths are taken from the configuration's folder."""
     named = {name: getattr(config.dataset, name) for name in _FOLDERS}
-    whole = {name: str(beside / path) for name, path in named.items() if path}
+    whole = {name: str(beside / Path(path).expanduser()) for name, path in named.items() if path}
+    if not config.model.checkpoint:
+        raise LoraError(
+            "No base is given.",
+            {"model.checkpoint": "empty"},
+            "name a .safetensors file, or a folder in diffusers' form.",
+        )
     checkpoint = str(beside / Path(config.model.checkpoint).expanduser())
     return replace(
         config,
         dataset=replace(config.dataset, **whole),
         model=replace(config.model, checkpoint=checkpoint),
     )
+
+
+@contextmanager
+def _told_as(facts: Callable[[dict[str, object]], dict[str, object]]) -> Iterator[None]:
+    """Errors from inside with other facts, which name the keys of the configuration."""
+    try:
+        yield
+    except LoraError as error:
+        raise LoraError(error.headline, facts(error.facts), error.fix) from error
+
+
+def _dataset_keys(facts: dict[str, object]) -> dict[str, object]:
+    """A fact that is called like an option has the option's key."""
+    options = {each.name for each in fields(DatasetSettings)}
+    return {f"dataset.{name}" if name in options else name: fact for name, fact in facts.items()}
 
 
 def _model(config: ModelConfig) -> EmbeddedTrainable:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..lora_core.errors import LoraError
 from .set_inputs import Setting, input_specs
 
 _FOLDERS = ("folder", "mask_folder", "regularisation")
@@ -42,7 +43,11 @@ def local_inputs(
 def local_folders(
     prompt: Mapping[str, Any], folders: Sequence[Path], chosen: Collection[Setting]
 ) -> Iterator[tuple[Setting, Path]]:
-    """Yield the inputs that name a folder of training pictures, as ``local_inputs`` does."""
+    """Yield the inputs that name a folder of training pictures, as ``local_inputs`` does.
+
+    Raises:
+        LoraError: there is no such folder.
+    """
     for node, entry in prompt.items():
         names = _FOLDERS if entry["class_type"] == "LoraWorkbenchDataset" else ()
         for name in names:
@@ -51,8 +56,16 @@ def local_folders(
                 continue
             setting = Setting(node, name, value)
             path = _anywhere(value) if setting in chosen else _inside(value, folders)
-            if path is not None and path.is_dir():
-                yield setting, path
+            if path is None or not path.is_dir():
+                raise LoraError(
+                    f"There is no folder {value!r} of pictures.",
+                    {
+                        "Node": node,
+                        "Looked in": ", ".join(str(place.resolve()) for place in folders),
+                    },
+                    f"put it into one of these, or name another: --set {node}.{name}=PATH.",
+                )
+            yield setting, path
 
 
 def _is_upload(spec: Sequence[Any]) -> bool:

@@ -54,10 +54,14 @@ class UnusableModelError(LoraError):
 
 
 class UnknownChoiceError(LoraError):
-    """A name is not in the collection it was looked up in."""
+    """A name is not in the collection it was looked up in.
 
-    def __init__(self, what: str, got: str, known: Iterable[str]) -> None:
+    ``prefix`` stands before all of the names, and makes none of them alike.
+    """
+
+    def __init__(self, what: str, got: str, known: Iterable[str], prefix: str = "") -> None:
         choices = sorted(known)
         near = get_close_matches(got, choices, n=1)
-        hint = f"use {near[0]!r}." if near else "use one of the known names."
-        super().__init__(f"Unknown {what} {got!r}.", {"Known": ", ".join(choices)}, hint)
+        hint = f"use {prefix + near[0]!r}." if near else "use one of the known names."
+        facts = {"Known": ", ".join(prefix + choice for choice in choices)}
+        super().__init__(f"Unknown {what} {prefix + got!r}.", facts, hint)

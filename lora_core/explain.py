@@ -29,6 +29,9 @@ WRONG_BASE = "wrong base"
 NOT_SUPPORTED = "not supported"
 UNKNOWN_BASE = "unknown base"
 
+_OTHER_NAMES = "no known base has a module so named"
+_OTHER_SHAPES = "the known bases' modules so named have other shapes"
+
 _LINES = 12  # rows of a table before the rest is summed up
 _KEY_WIDTH = 70
 
@@ -161,9 +164,11 @@ def explain(
     found = table or tables.get(name or "")
     if found is not None:
         return Report(bind(lora, found), name, family, matches)
-    problem = (
-        f"{name} models come in a later version" if name else "no known base has a module so named"
-    )
+    if name:
+        problem = f"{name} models come in a later version"
+    else:
+        is_named = any(table.find(key) for table in tables.values() for key in lora.modules)
+        problem = _OTHER_SHAPES if is_named else _OTHER_NAMES
     return Report(bind(lora, _NO_NAMES), name, family, matches, problem)
 
 
@@ -208,6 +213,8 @@ def _headline(report: Report) -> str:
     if report.verdict == NOT_SUPPORTED:
         reasons = Counter(row.reason for row in report.unused)
         return f"{name} cannot be applied: {reasons.most_common(1)[0][0]}."
+    if report.no_table == _OTHER_SHAPES:
+        return f"{name}: its names are those of known bases, but its shapes are of none."
     return f"{name}: no known base has weights of these names."
 
 

@@ -64,7 +64,7 @@ def run_report(outcome: Outcome, path: Path, retrain: bool, notes: Sequence[str]
     if measured:
         step, loss = min(measured, key=lambda pair: pair[1])
         facts.append(("best validation loss", f"{loss:.4f} at step {step}"))
-    go_on = "turn retrain off and queue again to go on" if retrain else "queue again to go on"
+    go_on = "turn retrain off and run again to go on" if retrain else "run again to go on"
     state = "trained" if outcome.is_complete else f"stopped early; {go_on}"
     level = OK if outcome.is_complete else IN_PART
     told = tuple(line for note in notes for line in note.splitlines())

@@ -96,7 +96,7 @@ def _unknown(where: str, name: str, hints: Mapping[str, Any]) -> LoraError:
         if dataclasses.is_dataclass(kind) and name in {f.name for f in dataclasses.fields(kind)}
     ]
     if not tables:
-        return UnknownChoiceError("key", _path(where, name), [_path(where, n) for n in hints])
+        return UnknownChoiceError("key", name, hints, f"{where}." if where else "")
     return LoraError(
         f"{_path(where, name)} stands in no table.",
         {"Did you mean": " or ".join(tables)},

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,53 @@ class Measured:
 
     seconds: float
     kept_bytes: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a run, before its first step.
+
+    Attributes:
+        size: What is trained and stored.
+        one: Of one step, where it was measured.
+        steps: That are to be done.
+    """
+
+    size: Size
+    one: Measured | None
+    steps: int
+
+    def to_text(self) -> str:
+        """One line for each fact."""
+        size, one = self.size, self.one
+        lines = [
+            f"{size.parameters:,} numbers in {size.modules} modules are trained, "
+            f"{size.share:.2%} of the model",
+            f"file: {_bytes(size.file_bytes)}",
+            f"memory of factors and optimizer: {_bytes(size.state_bytes)}",
+        ]
+        if one is not None:
+            lines += [
+                f"memory of kept activations: {_bytes(one.kept_bytes)}",
+                f"time: about {duration(one.seconds * self.steps)} for {self.steps} steps, "
+                f"{one.seconds:.2f} s each, as the first one measured",
+            ]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts by name, bytes and seconds; None where no step was measured."""
+        one = self.one
+        return {
+            "steps": self.steps,
+            "modules": self.size.modules,
+            "trained_parameters": self.size.parameters,
+            "share_of_model": self.size.share,
+            "file_bytes": self.size.file_bytes,
+            "factors_and_optimizer_bytes": self.size.state_bytes,
+            "activation_bytes": one and one.kept_bytes,
+            "seconds_per_step": one and one.seconds,
+            "seconds": one and one.seconds * self.steps,
+        }
 
 
 def size_of(factors: Sequence[Factors], parts: Mapping[str, nn.Module], dtype: str) -> Size:
@@ -141,23 +189,6 @@ class _Box:
 def _place(tensor: Tensor) -> int:
     """Of a storage that lives; one on the meta device has no address."""
     return tensor.untyped_storage()._cdata
-
-
-def cost_text(size: Size, one: Measured | None, steps: int) -> str:
-    """The estimate in one line for each fact."""
-    lines = [
-        f"{size.parameters:,} numbers in {size.modules} modules are trained, "
-        f"{size.share:.2%} of the model",
-        f"file: {_bytes(size.file_bytes)}",
-        f"memory of factors and optimizer: {_bytes(size.state_bytes)}",
-    ]
-    if one is not None:
-        lines += [
-            f"memory of kept activations: {_bytes(one.kept_bytes)}",
-            f"time: about {duration(one.seconds * steps)} for {steps} steps, "
-            f"{one.seconds:.2f} s each, as the first one measured",
-        ]
-    return "\n".join(lines)
 
 
 def duration(seconds: float) -> str:

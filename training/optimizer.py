@@ -31,7 +31,7 @@ def make_optimizer(
     """
     from diffusers.optimization import get_scheduler
 
-    _refuse_idle(config, steps)
+    check_warmup(config, steps)
     maker = OPTIMIZERS.get(config.name)
     if maker is None:
         raise UnknownChoiceError("optimizer", config.name, OPTIMIZERS)
@@ -71,17 +71,18 @@ def _rate(moved: Moved, config: OptimizerConfig) -> float:
     return own if is_text and own is not None else config.rate
 
 
-def _refuse_idle(config: OptimizerConfig, steps: int) -> None:
+def check_warmup(config: OptimizerConfig, steps: int) -> None:
+    """Raise LoraError for a warm-up that cannot act, or does not end before the run."""
     if config.warmup_steps and config.schedule == "constant":
         raise LoraError(
             "A constant rate has no warm-up.",
-            {"warmup_steps": config.warmup_steps},
+            {"optimizer.warmup_steps": config.warmup_steps},
             'take schedule = "constant_with_warmup", or warmup_steps = 0.',
         )
     if config.warmup_steps >= steps:
         raise LoraError(
             "The rate would still be rising when the run ends.",
-            {"warmup_steps": config.warmup_steps, "Optimiser steps": steps},
+            {"optimizer.warmup_steps": config.warmup_steps, "Optimiser steps": steps},
             "take fewer warm-up steps, or more steps.",
         )
 

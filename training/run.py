@@ -9,7 +9,7 @@ from ..lora_core.lora import Lora, lora_from_tensors
 from .checkpointing import checkpointed
 from .checks import check
 from .config import Output, TrainConfig
-from .cost import cost_text, size_of
+from .cost import Cost, size_of
 from .dropout import Draws
 from .export import Trained, exported_tensors, named_modules
 from .injection import injected
@@ -41,12 +41,12 @@ def train(task: TrainingTask, watcher: Watcher) -> Outcome:
     with _trainer(task, watcher) as trainer:
         before = trainer.resume()
         if not trainer.is_complete:
-            watcher.noted(_cost(trainer, task.output, trainer.steps - before))
+            watcher.noted(_cost(trainer, task.output, trainer.steps - before).to_text())
         trainer.run()
         return written(task, trainer, before)
 
 
-def look(task: TrainingTask, watcher: Watcher) -> str:
+def look(task: TrainingTask, watcher: Watcher) -> Cost:
     """Check all that ``train`` would, compute one step that moves nothing, and say the cost.
 
     Raises:
@@ -112,9 +112,9 @@ def _trainer(task: TrainingTask, watcher: Watcher) -> Iterator[Trainer]:
         )
 
 
-def _cost(trainer: Trainer, output: Output, steps: int) -> str:
+def _cost(trainer: Trainer, output: Output, steps: int) -> Cost:
     size = size_of(trainer.factors, trainer.model.parts, output.dtype)
-    return cost_text(size, trainer.measure(), steps)
+    return Cost(size, trainer.measure(), steps)
 
 
 def _refuse_idle_processes(config: TrainConfig) -> None:

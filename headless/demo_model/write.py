@@ -1,16 +1,23 @@
 """The demo's files, put into folders as ComfyUI lays them out."""
 
-import os
 import shutil
 import tempfile
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
+from ...lora_core.errors import LoraError
 from ...lora_core.files.safetensors_file import open_safetensors
 from ...lora_core.files.write import write_safetensors
 from .structure import CHECKPOINT_METADATA, TOKEN_IDS, TOKEN_ROWS, TOKEN_TABLE, token_table
 
 CHECKPOINT = "demo.safetensors"
 LORAS = ("neon.safetensors", "mosaic.safetensors")
+EXAMPLE_NAMES: Mapping[str, str] = MappingProxyType(
+    {"sd15": "demo", "style": "neon", "detail": "mosaic"}
+)
+"""What the example graphs name, to what the demo has."""
 
 _HERE = Path(__file__).parent
 
@@ -41,6 +48,39 @@ def write_demo_checkpoint(folder: Path) -> Path:
     return path
 
 
+def write_example_models(folder: Path) -> tuple[Path, ...]:
+    """Write the demo's model and LoRAs under the names of the example graphs, all or none.
+
+    Args:
+        folder: Gets ``checkpoints/sd15.safetensors``, ``loras/style.safetensors`` and
+            ``loras/detail.safetensors``; made when missing.
+
+    Returns:
+        Their paths.
+
+    Raises:
+        LoraError: one of them exists.
+        OSError: the folder cannot be written.
+    """
+    kinds = {name: "checkpoints" if name == "sd15" else "loras" for name in EXAMPLE_NAMES}
+    paths = {name: folder / kind / f"{name}.safetensors" for name, kind in kinds.items()}
+    taken = [path for path in paths.values() if path.exists()]
+    if taken:
+        raise LoraError(
+            "Files of the names that the examples use exist.",
+            {"Files": ", ".join(map(str, taken))},
+            "name another folder, or move them away.",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".lora-workbench-", dir=folder) as scratch:
+        write_demo_checkpoint(Path(scratch))
+        for name, path in paths.items():
+            path.parent.mkdir(exist_ok=True)
+            source = Path(scratch) / kinds[name] / f"{EXAMPLE_NAMES[name]}.safetensors"
+            source.replace(path)
+    return tuple(paths.values())
+
+
 def write_whole(weights: Path, path: Path) -> None:
     """Write a checkpoint of weights whose token table holds the trained rows alone."""
     file = open_safetensors(weights)
@@ -52,10 +92,9 @@ def write_whole(weights: Path, path: Path) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a file under another name, then rename it."""
-    handle, temporary = tempfile.mkstemp(prefix=".lora-workbench-", dir=target.parent)
-    os.close(handle)
+    temporary = target.with_name(f".lora-workbench-{uuid.uuid4().hex}")  # of the user's umask
     try:
         shutil.copyfile(source, temporary)
-        Path(temporary).replace(target)
+        temporary.replace(target)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

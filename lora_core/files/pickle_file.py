@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DamagedFileError, UnsupportedFormatError
+from .other_files import refuse_other_files
 from .tensor_file import FileStamp, TensorInfo, hash_file, require_file
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -49,6 +50,7 @@ class PickleFile:
         self.metadata: Mapping[str, str] = MappingProxyType({})
         with FileIO(path) as handle:
             self._stamp = FileStamp.of(handle)
+            refuse_other_files(handle, path)
             loaded = _load(handle, path)
         self._data = _tensors_of(loaded, path, self._stamp.size)
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import DamagedFileError, LoraError, UnsupportedFormatError
 from .header import DtypeError, HeaderError, parse_header
+from .other_files import refuse_other_files
 from .tensor_file import (
     FileStamp,
     TensorInfo,
@@ -50,6 +51,7 @@ class SafetensorsFile:
         self.path = path
         with FileIO(path) as handle:
             self._stamp = FileStamp.of(handle)
+            refuse_other_files(handle, path)
             raw = _read_header(handle, path, self._stamp.size, max_header)
         self.data_start = 8 + len(raw)
         try:
@@ -169,7 +171,8 @@ def open_safetensors(path: str | Path, max_header: int = MAX_HEADER) -> Safetens
 
     Raises:
         DamagedFileError: the file breaks the format, or its header is above ``max_header``.
-        UnsupportedFormatError: a tensor has a dtype that this torch cannot hold.
+        UnsupportedFormatError: a tensor has a dtype that this torch cannot hold, or the file is a
+            picture, a web page or a Git LFS pointer.
         LoraError: the file is missing or is a folder.
 
     Source: https://github.com/huggingface/safetensors#format. We differ from that library, which

@@ -122,7 +122,7 @@ def require_file(path: Path) -> None:
     if not path.is_file():
         folder = path.parent
         names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        near = get_close_matches(path.name, names, n=3)
+        near = _similar(path, names)
         raise LoraError(
             f"{path.name}: the file does not exist.",
             {
@@ -132,6 +132,15 @@ def require_file(path: Path) -> None:
             },
             f"use {near[0]!r}." if near else "check the name and the folder.",
         )
+
+
+def _similar(path: Path, names: Iterable[str]) -> list[str]:
+    """Up to three names like a path's; a common ending alone makes none alike."""
+    stems: dict[str, list[str]] = {}
+    for name in names:
+        stems.setdefault(Path(name).stem, []).append(name)
+    near = get_close_matches(path.stem, stems, n=3)
+    return [name for stem in near for name in stems[stem]][:3]
 
 
 @dataclass(frozen=True, slots=True)

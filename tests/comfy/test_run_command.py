@@ -192,13 +192,13 @@ def test_a_failing_node_is_named_with_what_to_do_and_without_a_traceback(
     graph = with_loras(slim_checkpoint, "<lora:absent>")
     graph["apply"]["_meta"] = {"title": "My LoRAs"}
     path.write_text(json.dumps(graph))
-    assert main(["run", str(path), "--comfyui", server.address]) == 1
+    assert main(["run", str(path), "--comfyui", server.address]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert 'Node apply "My LoRAs" (LoraWorkbenchApply):\n  The LoRA file absent' in err
     assert "\n  Fix: " in err
     assert "Traceback" not in err and 'File "' not in err
-    assert main(["run", str(path), "--comfyui", server.address, "--verbose"]) == 1
+    assert main(["run", str(path), "--comfyui", server.address, "--verbose"]) == 2
     assert 'File "' in capsys.readouterr().err
 
 

@@ -172,6 +172,15 @@ def test_names_of_no_known_model_have_no_family(tables):
     assert {row.reason for row in report.unused} == {"no known base has a module so named"}
 
 
+def test_known_names_of_other_shapes_are_not_called_unknown_names(tables):
+    report = report_of(tables, lora_tensors([Module("unet", TO_Q.path, (32, 32))]), None)
+    assert (report.family, report.verdict) == (None, UNKNOWN_BASE)
+    assert {row.reason for row in report.unused} == {
+        "the known bases' modules so named have other shapes"
+    }
+    assert "its names are those of known bases" in report.to_text().partition("\n")[0]
+
+
 def test_a_shape_that_does_not_fit_makes_it_the_wrong_base(tables):
     wrong = lora_tensors([Module("unet", TO_K2.path, (320, 1024))])
     report = report_of(tables, lora_tensors([TO_Q]) | wrong)

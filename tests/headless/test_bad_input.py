@@ -187,6 +187,11 @@ def test_a_missing_file_is_refused_with_names_like_it(capsys, base):
         assert "add_detail.safetensors" in message
 
 
+def test_a_common_ending_makes_no_names_alike(capsys, base):
+    for message in refused_by_both(capsys, base, base.parent / "zebra.safetensors"):
+        assert "similar names in it: none" in message
+
+
 def test_a_folder_without_a_lora_is_refused(capsys, base):
     (base.parent / "folder").mkdir()
     refused_by_both(capsys, base, base.parent / "folder")
@@ -195,6 +200,22 @@ def test_a_folder_without_a_lora_is_refused(capsys, base):
 def test_a_file_of_another_kind_is_refused(capsys, base):
     (base.parent / "notes.txt").write_text("hello")
     refused_by_both(capsys, base, base.parent / "notes.txt")
+
+
+OTHERS = {
+    "this is a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n",
+    "this is a web page": b"\n<!DOCTYPE html><html><title>Log in</title></html>",
+    "this is a picture": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+}
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+@pytest.mark.parametrize("what", OTHERS)
+def test_what_is_saved_under_the_name_of_a_model_is_called_what_it_is(capsys, base, what, ending):
+    path = base.parent / f"lora.{ending}"
+    path.write_bytes(OTHERS[what])
+    for message in refused_by_both(capsys, base, path):
+        assert what in message
 
 
 def test_a_checkpoint_is_no_lora(capsys, base):
@@ -268,6 +289,9 @@ def test_an_unknown_base_is_refused_with_the_nearest(capsys, base):
         ["inspect", "a", "b"],
         ["inspekt", "a"],
         ["inspect", "a", "--jsno"],
+        ["train", "--keys", "--example"],
+        ["run", "a.json", "--comfyui-args=--cpu"],
+        ["run", "a.json", "--comfyui", "http://127.0.0.1:1", "--comfyui-args=--cpu"],
     ],
     ids=" ".join,
 )
@@ -275,6 +299,21 @@ def test_wrong_usage_is_refused(capsys, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     write_safetensors(tmp_path / "base.safetensors", {"a": torch.ones(1)})
     assert_refused(capsys, tmp_path, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "meant"),
+    [
+        ("inspect", "--jsno", "--json"),
+        ("merge", "--strenght=1", "--strength"),
+        ("train", "--ouput", "--output"),
+    ],
+)
+def test_a_misspelt_option_is_told_with_its_commands_usage(capsys, command, option, meant):
+    assert main([command, "a", *(["-o", "b"] if command == "merge" else []), option]) == 2
+    err = capsys.readouterr().err
+    assert f"Usage: lora-workbench {command} " in err
+    assert f"Fix: use {meant!r}." in err
 
 
 @pytest.mark.parametrize("name", ["out.ckpt", "out", "missing/out.safetensors"])

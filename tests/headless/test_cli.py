@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from lora_workbench.headless import demo
+from lora_workbench.headless import demo, demo_graphs
 from lora_workbench.headless.cli import main
 from lora_workbench.lora_core.files.safetensors_file import open_safetensors
 from lora_workbench.lora_core.files.write import write_safetensors
@@ -105,6 +107,17 @@ def test_a_base_of_a_later_version_is_exit_code_2_with_a_description(capsys, lor
     assert {row["reason"] for row in document["unused"]} == {
         f"{model} models come in a later version"
     }
+
+
+def test_a_report_of_a_file_that_cannot_be_applied_ends_with_a_fix(capsys, tmp_path):
+    narrow = Module("unet", MODULES[0].path, (32, 32))
+    small = write_lora(tmp_path / "small.safetensors", [narrow])
+    numbered = tmp_path / "numbered.safetensors"
+    write_safetensors(numbered, {f"unet:0:{role}": torch.ones(4, 4) for role in ("up", "down")})
+    for path, fix in ((small, "--base CHECKPOINT"), (numbered, "kohya's or diffusers' names")):
+        assert main(["inspect", str(path)]) == 0
+        last = capsys.readouterr().err.strip()
+        assert last.startswith("Fix: ") and fix in last
 
 
 def test_a_peft_folder_takes_alpha_from_its_config(capsys, tmp_path):
@@ -300,6 +313,19 @@ def test_an_interrupt_during_a_merge_is_exit_code_1_and_leaves_nothing(
     assert {path.name for path in tmp_path.iterdir()} == {base.name, lora.name}
 
 
+def test_an_interrupt_before_the_command_has_begun_is_one_line(tmp_path):
+    """Torch takes a second to import; here the import itself presses Ctrl-C."""
+    (tmp_path / "torch.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    code = (
+        f"import signal, sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from lora_workbench.headless.cli import main\nsys.exit(main(['--version']))"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, env=os.environ)
+    assert finished.returncode == 130
+    assert finished.stderr == b"Interrupted before anything was done.\n"
+
+
 def test_a_refusing_system_is_exit_code_1(capsys, base, lora, tmp_path, monkeypatch):
     from lora_workbench.lora_core.patching import merge_file
 
@@ -329,6 +355,20 @@ def test_the_demo_restores_the_base(capsys, tmp_path, monkeypatch):
     assert "base restored bit for bit: yes" in text
     assert "merge 1 published files" in text
     assert [path.name for path in tmp_path.iterdir()] == ["real"]
+
+
+def test_the_demo_writes_the_models_that_the_examples_name_whole_or_not(capsys, tmp_path):
+    folder = tmp_path / "models"
+    assert main(["demo", "--models", str(folder)]) == 0
+    written = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert sorted(written) == sorted(folder.rglob("*.*"))
+    graph = (demo_graphs.EXAMPLES / "load-and-apply.json").read_text()
+    assert {path.name for path in written} == set(re.findall(r"\w+\.safetensors", graph))
+    written[0].unlink()
+    assert main(["demo", "--models", str(folder)]) == 2
+    assert str(written[1]) in capsys.readouterr().err
+    assert not written[0].exists()
+    assert main(["demo", "--models", str(folder), "--train"]) == 2
 
 
 def test_the_demo_says_when_a_base_is_not_restored(capsys, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The demo's model: small files, an ordinary checkpoint made of them, pictures and distances."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,17 @@ def table(checkpoint):
 
 def test_the_committed_files_stay_below_four_megabytes():
     assert sum(path.stat().st_size for path in FOLDER.glob("*.safetensors")) <= LIMIT
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of files")
+def test_the_files_have_the_users_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_demo_checkpoint(tmp_path)
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.safetensors")}
+    assert modes == {0o640}
 
 
 def test_every_parameter_of_the_loaded_model_has_the_bits_of_the_file(checkpoint):

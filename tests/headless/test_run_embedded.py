@@ -151,10 +151,17 @@ def test_a_lora_for_another_base_is_an_error_of_its_node(command, models):
     graph = prompt(**{"7": ("LoraWorkbenchApply", inputs)})
     graph["4"]["inputs"]["model"] = ["7", 0]
     code, document, shown = command(graph)
-    assert (code, document["status"]) == (1, "error")
+    assert (code, document["status"]) == (2, "error")
     (error,) = document["errors"]
     assert error["class"] == "LoraWorkbenchApply"
     assert "Fix:" in shown
+
+
+def test_an_output_that_is_a_file_is_refused(command, tmp_path):
+    (tmp_path / "file").touch()
+    code, document, _ = command(prompt(), "--output", str(tmp_path / "file"))
+    assert code == 2
+    assert "name a folder" in document["error"]["fix"]
 
 
 def test_without_libraries_the_fix_is_one_pip_line(command, monkeypatch, tmp_path):

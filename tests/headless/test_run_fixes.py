@@ -114,7 +114,11 @@ def test_without_a_comfyui_none_is_blamed():
     (fixed,) = with_fixes([refused("9", "", "missing_node_type")], PROMPT, FIXES_HERE)
     assert fixed.message.endswith("Fix: run this graph in ComfyUI: add --comfyui URL or PATH.")
     (fixed,) = with_fixes([refused(*NO_FILE)], PROMPT, FIXES_HERE)
-    assert "--models" in fixed.message
+    assert "--models: --set 4.ckpt_name=NAME" in fixed.message
+    assert "path" not in fixed.message
+    missing = refused("5", "image", "custom_validation_failed")
+    (fixed,) = with_fixes([missing], PROMPT, FIXES_HERE)
+    assert "give the path of a file: --set 5.image=NAME" in fixed.message
 
 
 def test_only_inputs_are_counted():

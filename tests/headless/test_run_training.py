@@ -121,8 +121,11 @@ def test_a_folder_outside_is_not_read_for_a_graph(run, tmp_path, tmp_path_factor
     Folder(elsewhere).fill(2)
     prompt["2"]["inputs"]["folder"] = str(elsewhere)
     code, document = run(prompt)
-    assert code == 1
-    assert "not a name inside the folder" in document["errors"][0]["message"]
+    assert code == 2
+    error = document["error"]
+    assert "There is no folder" in error["headline"]
+    assert error["facts"]["Looked in"].startswith(str(tmp_path))
+    assert "--set 2.folder=PATH" in error["fix"]
 
 
 def test_settings_tell_what_the_presets_cost_on_a_model(run):

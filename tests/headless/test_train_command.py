@@ -13,7 +13,7 @@ import pytest
 import tomllib
 import torch
 
-from lora_workbench.headless import train_run
+from lora_workbench.headless import progress, train_run
 from lora_workbench.headless.cli import main
 from lora_workbench.headless.demo_model.pictures import draw_scene, random_scenes
 from lora_workbench.headless.demo_model.write import write_demo_checkpoint
@@ -168,11 +168,35 @@ def test_a_lora_is_trained_written_and_not_trained_twice(user):
     assert Path(told["file"]).read_bytes() == content
 
 
+def test_without_a_terminal_there_are_lines_of_progress(user, monkeypatch):
+    assert "step 4 of 4" not in user.train()[2]
+    monkeypatch.setattr(progress, "_APART", 0.0)
+    err = user.train("--retrain")[2]
+    assert re.search(r"^step 4 of 4: loss \d\.\d{4}, rate ", err, re.M)
+
+
+def test_a_finished_run_says_that_it_draws_no_previews(user):
+    user.train()
+    err = user.train()[2]
+    assert "no previews" not in err
+    asked = 'every = 2\n[preview]\nprompts = ["a dot"]\nevery = 2\nsteps = 1'
+    code, _, err = user.train(changes=[("every = 2", asked)])
+    assert code == 0
+    assert "no previews are drawn. --retrain draws them." in err
+    assert "no previews" not in user.train("--retrain", changes=[("every = 2", asked)])[2]
+
+
 def test_a_check_says_the_cost_and_leaves_no_run(user):
+    code, out, _ = user.train("--check")
+    assert code == 0
+    assert "5 pictures" in out
+    assert re.search(r"time: about .* for 4 steps", out)
     code, out, err = user.train("--check", "--json")
-    assert (code, json.loads(out)) == (0, {"is_checked": True})
-    assert "5 pictures" in err
-    assert re.search(r"time: about .* for 4 steps", err)
+    facts = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (facts["is_checked"], facts["pictures"], facts["steps"]) == (True, 5, 4)
+    names = ("trained_parameters", "file_bytes", "activation_bytes", "seconds")
+    assert all(facts[name] > 0 for name in names)
     assert [path.name for path in user.runs.iterdir()] == ["cache"]
 
 
@@ -220,12 +244,26 @@ def test_ctrl_c_keeps_what_was_learnt_and_the_same_command_goes_on(user, monkeyp
 
 WRONG = {
     "steps = 4": ("step = 4", "Fix: use 'run.steps'"),
+    "rate = 1e-3  ": ("[objective]\nzzzz = 1", "Fix: use one of the known names"),
     "[run]": ("[runs]", "Fix: use 'run'"),
     "steps = 4 ": ("steps = '4'", "Expected: a whole number"),
     "[run] ": ("[run", "mend the line"),
     'folder = "pictures"': ("", "dataset.folder is not given"),
     '"pictures"': ('"picture"', "does not exist"),
     "demo.safetensors": ("dmo.safetensors", "use 'demo.safetensors'"),
+    "base/checkpoints/demo.safetensors": ("", "model.checkpoint: empty"),
+    "checkpoints/demo.safetensors": ("demo.safetensors", "model.checkpoint: "),
+    'folder = "pictures" ': ('folder = ""', "dataset.folder: empty"),
+    '"pictures" ': ('"pictures/no"', "dataset.folder: "),
+    "resolution = 64": ("resolution = 63", "dataset.resolution: 63"),
+    "resolution = 64 ": (
+        'resolution = 64\nvalidation_folder = "base"',
+        "dataset.validation_folder: ",
+    ),
+    "resolution = 64  ": (
+        'resolution = 64\nmasks = "folder"\nmask_folder = "no"',
+        "dataset.mask_folder: ",
+    ),
     '["attn2"]': ('["atn2"]', "Unknown selector 'atn2'"),
     "rate = 1e-3": ('name = "adamww"', "use 'adamw'"),
     "batch_size = 2": ("batch_size = 9", "larger than the dataset"),
@@ -283,6 +321,22 @@ def test_a_missing_extra_is_named_before_a_model_is_loaded(user, monkeypatch):
     assert "pip install 'comfyui-lora-workbench[lycoris]'" in err
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("rate = 1e-3", 'schedule = "cosine"\nwarmup_steps = 4', "still be rising"),
+        ("batch_size = 2", "batch_size = 9", "larger than the dataset"),
+    ],
+)
+def test_what_the_pictures_decide_is_told_before_a_model_is_loaded(
+    user, monkeypatch, old, new, message
+):
+    monkeypatch.setattr(train_run, "load_checkpoint", lambda *_: pytest.fail("loaded"))
+    code, _, err = user.train(changes=[(old, new)])
+    assert code == 2
+    assert message in err
+
+
 @pytest.mark.parametrize("method", ["loha", "lokr", "oft"])
 def test_lycoris_kinds_leave_one_json_document_on_standard_output(user, method):
     """LyCORIS logs there how it splits sides."""
@@ -316,10 +370,10 @@ def test_pictures_and_captions_that_cannot_be_read(user):
 def test_pictures_of_any_size_are_fitted_and_told(user):
     draw_scene(random_scenes(1, 2)[0]).resize((8, 8)).save(user.folder / "pictures" / "small.png")
     draw_scene(random_scenes(1, 3)[0]).resize((300, 40)).save(user.folder / "pictures" / "long.png")
-    code, _, err = user.train("--check")
+    code, out, _ = user.train("--check")
     assert code == 0
-    assert "small.png: 8 x to 64x64" in err
-    assert "long.png" in err
+    assert "small.png: 8 x to 64x64" in out
+    assert "long.png" in out
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_its_states(user):
@@ -403,5 +457,15 @@ def test_peft_s_form_is_a_folder(user):
     code, *_ = user.train("-o", str(output), changes=changes)
     assert code == 0
     assert len(load_lora(output).modules) == 64
+    (output / "adapter_config.json").write_text("old")
     assert "0 of them now" in user.train("-o", str(output), "--force", changes=changes)[1]
+    assert len(load_lora(output).modules) == 64
+    assert sorted(path.name for path in user.folder.iterdir()) == sorted(
+        ["adapter", "base", "pictures", "run.toml", "runs"]
+    )
+    (output / "notes.txt").touch()
+    code, _, err = user.train("-o", str(output), "--force", changes=changes)
+    assert code == 2
+    assert "Other files: notes.txt" in err
+    assert len(list(output.iterdir())) == 3
     shutil.rmtree(output)

@@ -84,6 +84,6 @@ def test_train_lora_shows_how_it_goes_and_then_its_report(shown, request):
     training.says("Stopped; what there was is kept")
     training.wait(f"() => ({REPORT})().length > 0")
     report = training.page.evaluate(REPORT)
-    assert "stopped early; queue again to go on" in report
+    assert "stopped early; run again to go on" in report
     assert "dots-step-" in report
     assert shown.errors == []

@@ -46,7 +46,12 @@ class Listing:
     others: tuple[str, ...]
 
 
-def list_files(folder: Path, caption_extension: str, without: Collection[Path] = ()) -> Listing:
+def list_files(
+    folder: Path,
+    caption_extension: str,
+    without: Collection[Path] = (),
+    option: str = "folder",
+) -> Listing:
     """List a folder.
 
     Hidden files and folders are left out (``.ipynb_checkpoints`` holds copies of pictures), links
@@ -56,6 +61,7 @@ def list_files(folder: Path, caption_extension: str, without: Collection[Path] =
         folder: To list.
         caption_extension: Such as ``.txt``.
         without: Folders inside it that are something else, such as masks.
+        option: Of the dataset, that names the folder; for the error.
 
     Raises:
         LoraError: there is no such folder.
@@ -63,7 +69,7 @@ def list_files(folder: Path, caption_extension: str, without: Collection[Path] =
     if not folder.is_dir():
         raise LoraError(
             "The folder of pictures does not exist.",
-            {"folder": folder},
+            {option: folder},
             "choose a folder on this machine.",
         )
     apart = {path.resolve() for path in without}

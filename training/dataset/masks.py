@@ -34,7 +34,8 @@ def from_folder(
     Raises:
         LoraError: the folder is missing, or a mask cannot be read.
     """
-    files = {stem(entry.name): entry.path for entry in list_files(folder, ".txt").entries}
+    listed = list_files(folder, ".txt", option="mask_folder")
+    files = {stem(entry.name): entry.path for entry in listed.entries}
     found = [files.get(stem(name)) for name in names]
     looks = iter(look_at_all([path for path in found if path]))
     masked = []

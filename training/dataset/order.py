@@ -126,11 +126,11 @@ def _shuffled(items: Sequence, source: torch.Generator) -> list:  # type: ignore
 def _require_fits(dataset: Dataset, batch_size: int) -> None:
     if batch_size < 1:
         raise LoraError(
-            "A batch needs at least one picture.", {"batch size": batch_size}, "set 1 or more."
+            "A batch needs at least one picture.", {"run.batch_size": batch_size}, "set 1 or more."
         )
     if batch_size > dataset.picks_per_epoch:
         raise LoraError(
             "The batch is larger than the dataset: it would never be full.",
-            {"batch size": batch_size, "pictures of an epoch": dataset.picks_per_epoch},
+            {"run.batch_size": batch_size, "pictures of an epoch": dataset.picks_per_epoch},
             f"take a batch size of at most {dataset.picks_per_epoch}, or raise the repeats.",
         )

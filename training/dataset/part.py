@@ -1,7 +1,7 @@
 """One folder's pictures with captions, buckets and masks."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,11 @@ from .settings import DatasetSettings
 
 Role = Literal["training", "validation", "regularisation"]
 _SHOWN = 5
+_OPTIONS: Mapping[Role, str] = {
+    "training": "folder",
+    "validation": "validation_folder",
+    "regularisation": "regularisation",
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def scan_folder(
         LoraError: the folder is missing or holds no picture that can be read, captions are not
             UTF-8, or a mask cannot be read.
     """
-    listing = list_files(folder, settings.caption_extension, without)
+    listing = list_files(folder, settings.caption_extension, without, _OPTIONS[role])
     all_looks = look_at_all([entry.path for entry in listing.entries], progress)
     findings = list(_unused(listing, all_looks))
     used = [
@@ -63,7 +68,7 @@ def scan_folder(
         for entry, look in zip(listing.entries, all_looks, strict=True)
         if entry.repeats and not look.trouble
     ]
-    _require_any(used, folder, listing, findings)
+    _require_any(used, {_OPTIONS[role]: folder}, listing, findings)
     entries, looks = [entry for entry, _ in used], [look for _, look in used]
     captions = _captions(folder, listing, entries, role, settings, findings)
     samples = _samples(used, captions, role, settings)
@@ -123,7 +128,10 @@ def _unused(listing: Listing, looks: Sequence[Look]) -> Iterator[Finding]:
 
 
 def _require_any(
-    used: Sequence[object], folder: Path, listing: Listing, findings: Sequence[Finding]
+    used: Sequence[object],
+    place: Mapping[str, Path],
+    listing: Listing,
+    findings: Sequence[Finding],
 ) -> None:
     if used:
         return
@@ -131,7 +139,7 @@ def _require_any(
     raise LoraError(
         "The folder holds no picture that can be used.",
         {
-            "folder": folder,
+            **place,
             "pictures": len(listing.entries),
             "other files": len(listing.captions) + len(listing.others),
             **{f.name: f.fact for f in troubles[:_SHOWN]},

@@ -118,7 +118,9 @@ def check(settings: DatasetSettings) -> None:
         LoraError: names the option, its value and what to do.
     """
     if not settings.folder:
-        raise LoraError("No folder of training pictures is given.", fix="choose a folder.")
+        raise LoraError(
+            "No folder of training pictures is given.", {"folder": "empty"}, "choose a folder."
+        )
     for name, known in _CHOICES.items():
         if getattr(settings, name) not in known:
             raise UnknownChoiceError(name, str(getattr(settings, name)), known)
