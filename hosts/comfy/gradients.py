@@ -5,23 +5,22 @@ from contextlib import ExitStack, contextmanager
 
 import comfy.model_management
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
 
 @contextmanager
-def gradients(parts: Iterable[nn.Module], encoders: Iterable[nn.Module]) -> Iterator[None]:
+def gradients(parts: Iterable[nn.Module]) -> Iterator[None]:
     """Gradients flow through the parts; afterwards they are as they were, bit for bit.
 
     Args:
         parts: Loaded modules.
-        encoders: Those of them that are text encoders.
     """
     with ExitStack() as restore:
         restore.enter_context(_without_kernels())
         for part in parts:
             restore.enter_context(_ordinary_weights(part))
-        for encoder in encoders:
-            restore.enter_context(_norms_read_copies(encoder))
+            restore.enter_context(_norms_read_copies(part))
         yield
 
 
@@ -68,19 +67,23 @@ def _copied(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def _norms_read_copies(encoder: nn.Module) -> Iterator[None]:
+def _norms_read_copies(part: nn.Module) -> Iterator[None]:
     """Norms keep a copy of what they read for the backward pass.
 
-    ComfyUI: CLIP's layers then add to it in place (clip_model.py, 0.30).
+    ComfyUI: the layers of CLIP and Flux then add to it in place (0.30); those of its UNet do not.
     """
 
     def copied(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (inputs[0].clone(), *inputs[1:]) if torch.is_grad_enabled() else inputs
 
-    norms = [module for module in encoder.modules() if "Norm" in type(module).__name__]
+    norms = [] if _is_unet(part) else [m for m in part.modules() if "Norm" in type(m).__name__]
     handles = [norm.register_forward_pre_hook(copied) for norm in norms]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _is_unet(part: nn.Module) -> bool:
+    return isinstance(getattr(part, "diffusion_model", None), UNetModel)
