@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
@@ -86,7 +86,7 @@ def _twice(forward: Any, draws: Draws) -> Any:  # noqa: ANN401  a module's forwa
         leaves, structure = tree_flatten((args, kwargs))  # autograd keeps tensors it is given bare
 
         def run(*inner: Any) -> Any:  # noqa: ANN401
-            inner_args, inner_kwargs = tree_unflatten([_own(leaf) for leaf in inner], structure)
+            inner_args, inner_kwargs = tree_unflatten(list(inner), structure)
             with draws.of(keys):
                 return forward(*inner_args, **inner_kwargs)
 
@@ -94,8 +94,3 @@ def _twice(forward: Any, draws: Draws) -> Any:  # noqa: ANN401  a module's forwa
         return checkpoint(run, *leaves, use_reentrant=False, preserve_rng_state=False)
 
     return computed_twice
-
-
-def _own(leaf: Any) -> Any:  # noqa: ANN401  a tensor or not
-    """A copy, for blocks that add to their inputs in place: the second time reads them again."""
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf

@@ -178,9 +178,19 @@ def _static(model: Any) -> Any:
 
     ComfyUI 0.30: dynamic patchers stream weights in and out of each layer, which no gradient
     survives; their clone without it is loaded anew from its file.
+
+    Raises:
+        LoraError: its loader left no way to load it again.
     """
-    is_dynamic = getattr(model, "is_dynamic", lambda: False)()
-    return model.clone(disable_dynamic=True) if is_dynamic else model
+    if not getattr(model, "is_dynamic", lambda: False)():
+        return model
+    if model.cached_patcher_init is None:
+        raise LoraError(
+            "This model cannot be loaded as a whole, which training needs.",
+            {"Model": type(model.model).__name__, "Its patcher": type(model).__name__},
+            "take one of ComfyUI's own loaders, or start ComfyUI with --disable-dynamic-vram.",
+        )
+    return model.clone(disable_dynamic=True)
 
 
 def _static_clip(clip: Any) -> Any:

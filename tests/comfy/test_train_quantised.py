@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from .flow_checkpoint import flux_model
-from .quantised_model import STORED_AS_FP8, quantised, self_attention, slim_unet_tensors
+from .quantised_model import LAYER, STORED_AS_FP8, quantised, self_attention, slim_unet_tensors
 from .training_runs import Listener, Runs, loaded_checkpoint, same_state, state_of
 
 pytestmark = pytest.mark.comfyui("0.30", "the trainer is written for 0.30")
@@ -98,12 +99,12 @@ def test_what_would_be_rounded_to_fp8_is_refused(runs, adapter):
 
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "mxfp8", "int8_tensorwise", "nvfp4"])
 def test_packed_weights_are_refused_by_name(comfy, runs, slim_checkpoint, name):
+    targets = self_attention()
     with torch.inference_mode():
-        targets = self_attention()
         model = quantised(slim_unet_tensors(comfy, slim_checkpoint), targets, name)
     with pytest.raises(runs.pack.errors.LoraError) as caught:
         runs.with_parts(model=model).trainable()
-    assert f"{targets[0].target_key} and {len(targets) - 1} more" in str(caught.value)
+    assert f"Weights: {LAYER}.weight and {len(targets) - 1} more" in str(caught.value)
 
 
 def test_numbers_that_are_no_values_are_refused(comfy, runs):
@@ -113,3 +114,51 @@ def test_numbers_that_are_no_values_are_refused(comfy, runs):
     model.model.diffusion_model.img_in.weight = torch.nn.Parameter(weight.byte(), False)
     with pytest.raises(runs.pack.errors.LoraError, match=r"Stored as: torch.uint8"):
         runs.with_parts(model=model).trainable()
+
+
+def quantised_text(comfy, checkpoint, name):
+    """SD3's text encoders, CLIP-L alone, with the matrices of its layers in a packed format."""
+    from comfy import quant_ops, sd
+
+    prefix = "text_encoders.clip_l.transformer."
+    tensors = {
+        key.removeprefix(prefix): tensor.float()
+        for key, tensor in load_file(comfy.checkpoints_dir / checkpoint).items()
+        if key.startswith(prefix)
+    }
+    tensors["text_projection.weight"] = torch.eye(768)
+    layout = quant_ops.QUANT_ALGOS[name]["comfy_tensor_layout"]
+    config = torch.tensor(list(json.dumps({"format": name}).encode()), dtype=torch.uint8)
+    for key in [key for key in tensors if ".layers." in key and tensors[key].dim() == 2]:
+        packed = quant_ops.QuantizedTensor.from_float(tensors.pop(key), layout)
+        tensors |= {**packed.state_dict(key), key.removesuffix("weight") + "comfy_quant": config}
+    with torch.inference_mode():
+        return sd.load_text_encoder_state_dicts(
+            [tensors],
+            clip_type=sd.CLIPType.SD3,
+            model_options={"quantization_metadata": {"mixed_ops": True}},
+        )
+
+
+def test_packed_text_encoders_may_tell_what_the_pictures_show(comfy, sd3_checkpoint, tmp_path):
+    """The usual T5 of 8 bits: it is read, not trained."""
+    model, _, vae = loaded_checkpoint(sd3_checkpoint)
+    clip = quantised_text(comfy, sd3_checkpoint, "float8_e4m3fn")
+    assert sum(map(is_packed, clip.cond_stage_model.parameters())) == 72
+    runs = Runs(comfy, (model, clip, vae), tmp_path)
+    before = [{k: v.clone() for k, v in part.state_dict().items()} for part in runs.parts.values()]
+    config = runs.config(steps=2, adapter={"targets": ("attn", "ff")})
+    assert runs.train(config).is_complete
+    for part, state in zip(runs.parts.values(), before, strict=True):
+        assert all(same_bits(tensor, state[key]) for key, tensor in part.state_dict().items())
+    text = {"targets": ("attn",), "text_encoder": ("te",)}
+    with pytest.raises(runs.pack.errors.LoraError, match="names no weight"):
+        runs.train(runs.config(steps=2, adapter=text))
+
+
+def is_packed(weight):
+    return type(weight).__name__ == "QuantizedTensor"
+
+
+def same_bits(tensor, other):
+    return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (tensor, other)))
