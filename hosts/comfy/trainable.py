@@ -22,7 +22,13 @@ from .gradients import gradients
 from .host import ComfyHost
 from .model_kinds import refuse_unsupported
 from .names import ComfyNames
-from .trained_models import PIXELS, noise_levels, refuse_untrainable
+from .trained_models import (
+    PIXELS,
+    noise_levels,
+    refuse_missing,
+    refuse_patches,
+    refuse_untrainable,
+)
 
 
 class ComfyTrainable:
@@ -39,9 +45,9 @@ class ComfyTrainable:
     """
 
     def __init__(self, host: ComfyHost, model: Any, clip: Any, vae: Any) -> None:
-        _refuse_missing(clip, vae)
+        refuse_missing(clip, vae)
         refuse_unsupported(model)
-        _refuse_patches(model, clip)
+        refuse_patches(model, clip)
         refuse_untrainable(model, vae)
         self._sampling = model.get_model_object("model_sampling")
         self.levels = noise_levels(self._sampling)
@@ -243,31 +249,3 @@ def _refuse_uneven(conditions: Sequence[Any]) -> None:
         {"What the text encoders made of them": lengths},
         "take run.batch_size = 1, or shorten the longest captions.",
     )
-
-
-def _refuse_missing(clip: Any, vae: Any) -> None:
-    """Loaders give None, or a VAE without weights, for what a checkpoint does not hold."""
-    has_vae = vae is not None and vae.first_stage_model is not None
-    missing = [name for name, is_there in (("CLIP", clip), ("VAE", has_vae)) if not is_there]
-    if missing:
-        raise LoraError(
-            "A part of the model is missing.",
-            {"Missing": " and ".join(missing)},
-            "connect loaders of the text encoders and of the VAE that belong to the model.",
-        )
-
-
-def _refuse_patches(model: Any, clip: Any) -> None:
-    patchers = {"MODEL": model, "CLIP": clip.patcher}
-    patched = {
-        name: f"{len(patcher.patches)} patched weights"
-        + (", LoRAs beside the weights" if patcher.injections else "")
-        for name, patcher in patchers.items()
-        if patcher.patches or patcher.injections
-    }
-    if patched:
-        raise LoraError(
-            "LoRAs or other patches are on this model; what is trained would only fit beside them.",
-            patched,
-            "connect the checkpoint itself, or bake them with Merge Into Model (mode bake).",
-        )

@@ -33,6 +33,43 @@ def refuse_untrainable(model: Any, vae: Any) -> None:
     _refuse_second_picture(model)
 
 
+def refuse_missing(clip: Any, vae: Any) -> None:
+    """Refuse what a checkpoint does not hold: loaders give None, or a VAE without weights.
+
+    Raises:
+        LoraError: names what is missing.
+    """
+    has_vae = vae is not None and vae.first_stage_model is not None
+    missing = [name for name, is_there in (("CLIP", clip), ("VAE", has_vae)) if not is_there]
+    if missing:
+        raise LoraError(
+            "A part of the model is missing.",
+            {"Missing": " and ".join(missing)},
+            "connect loaders of the text encoders and of the VAE that belong to the model.",
+        )
+
+
+def refuse_patches(model: Any, clip: Any) -> None:
+    """Refuse a model with LoRAs.
+
+    Raises:
+        LoraError: patches lie on it, or beside its weights.
+    """
+    patchers = {"MODEL": model, "CLIP": clip.patcher}
+    patched = {
+        name: f"{len(patcher.patches)} patched weights"
+        + (", LoRAs beside the weights" if patcher.injections else "")
+        for name, patcher in patchers.items()
+        if patcher.patches or patcher.injections
+    }
+    if patched:
+        raise LoraError(
+            "LoRAs or other patches are on this model; what is trained would only fit beside them.",
+            patched,
+            "connect the checkpoint itself, or bake them with Merge Into Model (mode bake).",
+        )
+
+
 def noise_levels(sampling: Any) -> NoiseLevels:
     """The noise levels of ComfyUI's ``model_sampling``, in the order of its table.
 

@@ -329,6 +329,15 @@ def slim_checkpoint(comfy) -> str:
     return offer_checkpoint(comfy, SLIM)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in one order, and no waiting for busy cores."""
+    found = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(found)
+
+
 @pytest.fixture(scope="session")
 def sd3_checkpoint(comfy, slim_checkpoint) -> str:
     """Name of a small SD3 checkpoint with the slim one's CLIP-L, a flow model."""

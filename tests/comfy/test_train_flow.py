@@ -9,18 +9,13 @@ from safetensors.torch import load_file
 from .flow_checkpoint import flux_model
 from .training_runs import Listener, Runs, loaded_checkpoint, pictures, same_state, state_of
 
-pytestmark = pytest.mark.comfyui("0.30", "the trainer is written for 0.30")
+pytestmark = [
+    pytest.mark.comfyui("0.30", "the trainer is written for 0.30"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 BLOCKS = ("attn", "ff")  # neither model has what the selector "proj" means
 SIZE = ((64, 64), (0, 0), (64, 64))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    found = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(found)
 
 
 @pytest.fixture(scope="module")
@@ -186,9 +181,10 @@ def test_blocks_computed_twice_give_the_same_file(runs):
     assert all(torch.equal(tensor, twice[key]) for key, tensor in plain.items())
 
 
-def test_text_encoders_are_trained_and_previews_drawn(runs):
+def test_text_encoders_are_trained_and_previews_drawn(comfy, sd3, tmp_path):
     from comfy import sd
 
+    runs = Runs(comfy, sd3, tmp_path)
     before, watcher = state_of(runs.parts), Listener()
     adapter = {"targets": BLOCKS, "text_encoder": ("te",)}
     preview = {"every": 1, "prompts": ("a dot",), "steps": 1, "size": (64, 64)}

@@ -7,7 +7,10 @@ import torch
 
 from .training_runs import Listener, Runs, loaded_checkpoint
 
-pytestmark = pytest.mark.comfyui("0.30", "the trainer is written for 0.30")
+pytestmark = [
+    pytest.mark.comfyui("0.30", "the trainer is written for 0.30"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 ADAPTER = {"targets": ("attn", "ff")}
 

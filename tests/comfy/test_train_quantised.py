@@ -10,11 +10,13 @@ from .flow_checkpoint import flux_model
 from .quantised_model import LAYER, STORED_AS_FP8, quantised, self_attention, slim_unet_tensors
 from .training_runs import Listener, Runs, loaded_checkpoint, same_state, state_of
 
-pytestmark = pytest.mark.comfyui("0.30", "the trainer is written for 0.30")
+pytestmark = [
+    pytest.mark.comfyui("0.30", "the trainer is written for 0.30"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 ADAPTERS = {
     "lora": {"targets": ("unet",)},
-    "loha": {"method": "loha", "targets": ("unet",)},
     "lokr": {"method": "lokr", "targets": ("unet",)},
     "oft": {"method": "oft", "targets": ("attn", "ff")},
 }

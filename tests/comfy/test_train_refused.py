@@ -6,7 +6,10 @@ import torch
 from .flow_checkpoint import flux_model
 from .training_runs import Runs, loaded_checkpoint
 
-pytestmark = pytest.mark.comfyui("0.30", "the trainer is written for 0.30")
+pytestmark = [
+    pytest.mark.comfyui("0.30", "the trainer is written for 0.30"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 @pytest.fixture(scope="module")
