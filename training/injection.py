@@ -6,6 +6,7 @@ from itertools import groupby
 
 from torch import nn
 
+from ..lora_core.errors import LoraError
 from .config import AdapterConfig, Precision
 from .dropout import Draws
 from .factors import Factors
@@ -39,6 +40,8 @@ def injected(
     Raises:
         LoraError: a module cannot take the factors, or their library is missing.
     """
+    targets = list(targets)
+    _refuse_bytes(parts, targets, config)
     put = lycoris_factors if config.method in LYCORIS else peft_factors
     with ExitStack() as restore:
         for part in parts.values():
@@ -57,6 +60,23 @@ def ejected(factors: Iterable[Factors]) -> Iterator[None]:
         for each in factors:
             restore.enter_context(each.ejected())
         yield
+
+
+def _refuse_bytes(
+    parts: Mapping[str, nn.Module], targets: Iterable[TrainedTarget], config: AdapterConfig
+) -> None:
+    """PiSSA would round the rest of a weight to 8 bits; PEFT's DoRA does not compute with them."""
+    if config.method != "dora" and config.start != "pissa":
+        return
+    asked = 'method = "dora"' if config.method == "dora" else 'start = "pissa"'
+    for target in targets:
+        weight = parts[target.component].get_submodule(target.module).weight
+        if weight.dtype.itemsize == 1:
+            raise LoraError(
+                f"adapter.{asked} does not go with weights of 8 bits.",
+                {"Weight": target.target.canonical, "Stored as": weight.dtype},
+                "load the model in fp16 or bf16, or take another method and start.",
+            )
 
 
 @contextmanager

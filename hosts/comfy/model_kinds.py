@@ -101,6 +101,11 @@ def is_quantised(weight: torch.Tensor) -> bool:
     return weight.dtype in _FP8 or type(weight).__name__ == "QuantizedTensor"
 
 
+def is_packed(weight: torch.Tensor) -> bool:
+    """Whether stored numbers are not a weight's values, so that no plain layer computes with it."""
+    return type(weight).__name__ == "QuantizedTensor" or not weight.dtype.is_floating_point
+
+
 def _compile_marks(patcher: Any) -> Iterator[object]:
     """What says that a patcher is compiled, by core's node (old and new) and by other packs."""
     for wrappers in patcher.wrappers.values():

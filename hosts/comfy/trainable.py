@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import comfy.conds
 import comfy.model_management
-import comfy.model_sampling
 import torch
 from torch import Tensor, nn
 
@@ -17,14 +17,18 @@ from ...lora_core.models.target import Target
 from ...lora_core.stack import StackItem
 from ...training.config import PreviewConfig
 from ...training.hashes import weights_hash
-from ...training.objective import NoiseLevels
 from ...training.trainable import Conditions, PictureSize
 from .gradients import gradients
 from .host import ComfyHost
 from .model_kinds import refuse_unsupported
 from .names import ComfyNames
-
-_PIXELS = 8  # that a latent covers
+from .trained_models import (
+    PIXELS,
+    noise_levels,
+    refuse_missing,
+    refuse_patches,
+    refuse_untrainable,
+)
 
 
 class ComfyTrainable:
@@ -37,12 +41,16 @@ class ComfyTrainable:
         vae: VAE.
 
     Raises:
-        LoraError: patches are on the model, or it is one that cannot be trained.
+        LoraError: patches are on the model, it is one that cannot be trained, or a part is missing.
     """
 
     def __init__(self, host: ComfyHost, model: Any, clip: Any, vae: Any) -> None:
+        refuse_missing(clip, vae)
         refuse_unsupported(model)
-        _refuse_patches(model, clip)
+        refuse_patches(model, clip)
+        refuse_untrainable(model, vae)
+        self._sampling = model.get_model_object("model_sampling")
+        self.levels = noise_levels(self._sampling)
         self._host, self._vae = host, vae
         self._model, self._clip = _static(model), _static_clip(clip)
         clip = self._clip
@@ -54,10 +62,7 @@ class ComfyTrainable:
             for name, component in names.encoders.items()
         }
         self.parts: Mapping[str, nn.Module] = {"unet": self._model.model, **encoders}
-        self._encoders = tuple(encoders.values())
         self.weights = trainable_weights(names)
-        self._sampling = self._model.get_model_object("model_sampling")
-        self.levels = _levels(self._sampling)
         self.device = self._model.load_device
         text_hash = weights_hash(_read_weights(clip.cond_stage_model))
         model_hash = weights_hash(self._model.model.state_dict())
@@ -71,7 +76,7 @@ class ComfyTrainable:
     def loaded(self) -> Iterator[None]:
         """The bare model on its device; its weights afterwards have the same bits."""
         self._load_as_nodes_do()
-        with gradients(self.parts.values(), self._encoders):
+        with gradients(self.parts.values()):
             yield
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
@@ -83,12 +88,17 @@ class ComfyTrainable:
 
     def encode_captions(self, captions: Sequence[str]) -> list[Conditions]:
         """See ``Trainable.encode_captions``."""
-        return [self._encoded(caption) for caption in captions]
+        found = [self._encoded(caption) for caption in captions]
+        with torch.no_grad():
+            self._load()  # the text encoders may have pushed it out
+        return found
 
     def conditions(self, texts: Sequence[Conditions], sizes: Sequence[PictureSize]) -> Conditions:
         """See ``Trainable.conditions``."""
         found = [self._told(text, size) for text, size in zip(texts, sizes, strict=True)]
         first, *others = found
+        for name in first:
+            _refuse_uneven([one[name] for one in found])
         return {name: first[name].concat([one[name] for one in others]) for name in first}
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
@@ -134,7 +144,7 @@ class ComfyTrainable:
 
     def _empty(self, height: int, width: int) -> Tensor:
         channels = self._model.model.latent_format.latent_channels
-        return torch.zeros(1, channels, height // _PIXELS, width // _PIXELS)
+        return torch.zeros(1, channels, height // PIXELS, width // PIXELS)
 
     def _load_as_nodes_do(self) -> None:
         """Take LoRAs of earlier runs off the weights; those are tensors of inference mode."""
@@ -174,9 +184,19 @@ def _static(model: Any) -> Any:
 
     ComfyUI 0.30: dynamic patchers stream weights in and out of each layer, which no gradient
     survives; their clone without it is loaded anew from its file.
+
+    Raises:
+        LoraError: its loader left no way to load it again.
     """
-    is_dynamic = getattr(model, "is_dynamic", lambda: False)()
-    return model.clone(disable_dynamic=True) if is_dynamic else model
+    if not getattr(model, "is_dynamic", lambda: False)():
+        return model
+    if model.cached_patcher_init is None:
+        raise LoraError(
+            "This model cannot be loaded as a whole, which training needs.",
+            {"Model": type(model.model).__name__, "Its patcher": type(model).__name__},
+            "take one of ComfyUI's own loaders, or start ComfyUI with --disable-dynamic-vram.",
+        )
+    return model.clone(disable_dynamic=True)
 
 
 def _static_clip(clip: Any) -> Any:
@@ -203,30 +223,6 @@ def _is_unread(name: str) -> bool:
     return "text_projection" in name and not name.startswith("clip_g.")
 
 
-def _levels(sampling: Any) -> NoiseLevels:
-    """The noise levels of ComfyUI's ``model_sampling``.
-
-    Raises:
-        LoraError: the model is of a kind whose objective is not known here.
-    """
-    sigmas = getattr(sampling, "sigmas", None)
-    if isinstance(sampling, comfy.model_sampling.CONST) and sigmas is not None:
-        noise = sigmas.double().cpu()
-        return NoiseLevels("flow", 1 - noise, noise)
-    is_discrete = isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete)
-    for kind, prediction in (
-        (comfy.model_sampling.V_PREDICTION, "v_prediction"),
-        (comfy.model_sampling.EPS, "epsilon"),
-    ):
-        if is_discrete and isinstance(sampling, kind):
-            return NoiseLevels.of_alphas(prediction, 1 / (sigmas.double() ** 2 + 1))
-    raise LoraError(
-        "This kind of model is not trained here.",
-        {"Its sampling": ", ".join(base.__name__ for base in type(sampling).__bases__)},
-        "take a model that predicts noise, velocity or flow.",
-    )
-
-
 def trainable_weights(names: ComfyNames) -> dict[str, dict[str, Target]]:
     """For each part, name of a module in it to its weight; norms and biases are left out."""
     prefixes = {"unet": ""} if "unet" in names.components else {}
@@ -241,17 +237,15 @@ def trainable_weights(names: ComfyNames) -> dict[str, dict[str, Target]]:
     return found
 
 
-def _refuse_patches(model: Any, clip: Any) -> None:
-    patchers = {"MODEL": model, "CLIP": clip.patcher}
-    patched = {
-        name: f"{len(patcher.patches)} patched weights"
-        + (", LoRAs beside the weights" if patcher.injections else "")
-        for name, patcher in patchers.items()
-        if patcher.patches or patcher.injections
-    }
-    if patched:
-        raise LoraError(
-            "LoRAs or other patches are on this model; what is trained would only fit beside them.",
-            patched,
-            "connect the checkpoint itself, or bake them with Merge Into Model (mode bake).",
-        )
+def _refuse_uneven(conditions: Sequence[Any]) -> None:
+    """ComfyUI: texts of cross-attention are repeated to one length, others never are."""
+    first, *others = conditions
+    is_repeated = isinstance(first, comfy.conds.CONDCrossAttn)
+    if is_repeated or all(first.can_concat(one) for one in others):
+        return
+    lengths = ", ".join(str(tuple(one.size())) for one in conditions)
+    raise LoraError(
+        "Captions of different lengths do not go into one batch of this model.",
+        {"What the text encoders made of them": lengths},
+        "take run.batch_size = 1, or shorten the longest captions.",
+    )

@@ -26,6 +26,7 @@ from lora_workbench.lora_core.files.write import write_safetensors
 from . import torchvision_stub
 from .checkpoints import FULL, SLIM, Recipe, cached_checkpoint
 from .comfy_source import REPOSITORY, ComfyUnavailableError, cache_dir, comfyui_path
+from .flow_checkpoint import write_sd3
 from .server_fixture import ComfyServer, make_comfyui_folder, running_server
 
 PACK = "ComfyUI-LoRA-Workbench"
@@ -326,6 +327,23 @@ def adapter_calls(comfy, monkeypatch) -> list[str]:
 def slim_checkpoint(comfy) -> str:
     """Name of a checkpoint with a one-level UNet (180 MB), for generated LoRAs."""
     return offer_checkpoint(comfy, SLIM)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in one order, and no waiting for busy cores."""
+    found = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(found)
+
+
+@pytest.fixture(scope="session")
+def sd3_checkpoint(comfy, slim_checkpoint) -> str:
+    """Name of a small SD3 checkpoint with the slim one's CLIP-L, a flow model."""
+    name = "small-sd3.safetensors"
+    write_sd3(comfy.checkpoints_dir / name, comfy.checkpoints_dir / slim_checkpoint)
+    return name
 
 
 @pytest.fixture(scope="session")

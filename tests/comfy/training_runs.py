@@ -1,5 +1,6 @@
 """Short training runs on ComfyUI's model, by the pack as ComfyUI loaded it."""
 
+import copy
 import importlib
 from types import SimpleNamespace
 
@@ -90,11 +91,19 @@ class Runs:
             patchers = [self.model, self.clip.patcher]
             model_management.load_models_gpu(patchers, force_full_load=True)
         self.host = self.pack.host.ComfyHost()
-        settings = self.pack.settings.DatasetSettings
-        self.dataset = self.pack.scan.scan(
-            settings(str(pictures(folder / "pictures")), resolution=64, bucket_step=8)
-        )
         self.folder = folder
+        self.dataset = self.scanned(pictures(folder / "pictures"))
+
+    def scanned(self, folder):
+        """The dataset of a folder."""
+        settings = self.pack.settings.DatasetSettings
+        return self.pack.scan.scan(settings(str(folder), resolution=64, bucket_step=8))
+
+    def with_parts(self, **parts):
+        """The same with another model, clip or vae."""
+        other = copy.copy(self)
+        vars(other).update(parts)
+        return other
 
     def config(self, steps=3, adapter=None, optimizer=None, preview=None, objective=None, **run):
         made = self.pack.config
