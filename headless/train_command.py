@@ -192,7 +192,8 @@ def _written(outcome: "Outcome", output: Path | None) -> Path:
 
 
 def _receipt(outcome: "Outcome", path: Path) -> dict[str, Any]:
-    losses, measured = outcome.history.losses, outcome.history.validation
+    losses = outcome.history.losses
+    best = min(outcome.history.validation, key=lambda pair: pair[1], default=(None, None))
     return {
         "file": str(path),
         "sha256": outcome.lora.sha256,
@@ -201,7 +202,8 @@ def _receipt(outcome: "Outcome", path: Path) -> dict[str, Any]:
         "new_steps": outcome.new_steps,
         "is_complete": outcome.is_complete,
         "last_loss": losses[-1][1] if losses else None,
-        "best_validation_loss": min((loss for _, loss in measured), default=None),
+        "best_validation_loss": best[1],
+        "best_validation_step": best[0],
         "run_folder": str(outcome.path.parent),
         "warnings": list(outcome.warnings),
     }
@@ -221,6 +223,7 @@ def _text(receipt: dict[str, Any], again: str) -> str:
     if receipt["last_loss"] is not None:
         lines.append(f"  last loss: {receipt['last_loss']:.4f}")
     if receipt["best_validation_loss"] is not None:
-        lines.append(f"  best validation loss: {receipt['best_validation_loss']:.4f}")
+        best = f"{receipt['best_validation_loss']:.4f} at step {receipt['best_validation_step']}"
+        lines.append(f"  best validation loss: {best}; the file is of step {receipt['steps']}")
     lines.append(f"  its states and previews: {receipt['run_folder']}")
     return "\n".join([*lines, *(f"  {warning}" for warning in receipt["warnings"])])

@@ -10,7 +10,7 @@ import torch
 
 from ..hosts.embedded.checkpoints import load_checkpoint
 from ..hosts.embedded.handles import Clip, Model, Vae
-from ..hosts.embedded.parts import Checkpoint
+from ..hosts.embedded.parts import Checkpoint, TextPart
 from ..hosts.embedded.sampling import SAMPLERS, SCHEDULERS
 from ..hosts.embedded.trainable import EmbeddedTrainable
 from ..lora_core.errors import LoraError, UnknownChoiceError
@@ -173,6 +173,7 @@ def _model(config: ModelConfig) -> EmbeddedTrainable:
     found = load_checkpoint(Path(config.checkpoint), _DTYPES[config.dtype], device)
     if found.text is None or found.vae is None:
         raise _incomplete(found)
+    _refuse_skip(config.clip_skip, found.text)
     clip = replace(Clip.of(found.text), skip=config.clip_skip)
     return EmbeddedTrainable(Model.of(found.diffusion), clip, Vae(found.vae))
 
@@ -191,6 +192,18 @@ def _device(name: str) -> str:
             'take model.device = "auto", or install PyTorch for this device.',
         ) from error
     return name
+
+
+def _refuse_skip(skip: int | None, text: TextPart) -> None:
+    layers = min(encoder.config.num_hidden_layers for encoder in text.encoders.values())
+    if skip is not None and not -layers <= skip < 0:
+        raise LoraError(
+            f"There is no layer {skip} of the text encoders.",
+            {"model.clip_skip": skip, "Layers": f"-1, the last, to -{layers}"},
+            f"take model.clip_skip = {-skip}, if that is what other programs call it."
+            if 0 < skip <= layers
+            else "take one of these, or leave it out.",
+        )
 
 
 def _incomplete(found: Checkpoint) -> LoraError:

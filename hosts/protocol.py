@@ -231,7 +231,7 @@ class Host(Protocol):
     def training_folders(self) -> TrainingFolders:
         """Where runs and their caches are kept."""
 
-    stopped_runs: set[tuple[str, int]]
+    stopped_runs: set[tuple[str, int, str]]
     """Name and seed of runs that were stopped before their end: queued again, they go on."""
 
     def require_lora_name(self, name: str) -> None:

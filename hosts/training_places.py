@@ -42,7 +42,7 @@ class WithTrainingPlaces:
         user: Callable[[], Path],
     ) -> None:
         self._pictures, self._loras, self._user = pictures, loras, user
-        self.stopped_runs: set[tuple[str, int]] = set()
+        self.stopped_runs: set[tuple[str, int, str]] = set()
 
     def pictures_folder(self, name: str) -> Path:
         """See ``Host.pictures_folder``."""

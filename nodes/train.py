@@ -58,9 +58,15 @@ class LoraWorkbenchTrain(Node):
         }
 
     @classmethod
-    def IS_CHANGED(cls, name: str = "lora", seed: int = 0, **_: object) -> str:  # noqa: N802
-        """A run that was stopped goes on when it is queued again."""
-        return str(time.time_ns()) if (name, seed) in cls.host.stopped_runs else ""
+    def IS_CHANGED(  # noqa: N802
+        cls, name: str | None = "lora", seed: int | None = 0, **_: object
+    ) -> str:
+        """A run that was stopped goes on when it is queued again; None is a linked input."""
+        goes_on = any(
+            name in (None, own_name) and seed in (None, own_seed)
+            for own_name, own_seed, _ in cls.host.stopped_runs
+        )
+        return str(time.time_ns()) if goes_on else ""
 
     def execute(
         self,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..hosts.protocol import Host, Live
+from ..lora_core.lora import load_lora
 from ..training.config import Output, TrainConfig
 from ..training.cost import duration
 from ..training.dataset.data import Dataset
@@ -59,15 +60,16 @@ def run_node(
         with host.live(node_id) as live:
             watcher = NodeWatcher(live)
             outcome = train(task, watcher)
+    stopped = (name, seed, task.key)
     if outcome.is_complete:
-        host.stopped_runs.discard((name, seed))
+        host.stopped_runs.discard(stopped)
     else:
-        host.stopped_runs.add((name, seed))
+        host.stopped_runs.add(stopped)
     path = host.keep_lora(name, outcome.path, None if outcome.is_complete else outcome.steps)
     losses = [loss for _, loss in outcome.history.losses]
     curves = {"loss": outcome.history.losses, "validation": outcome.history.validation}
     return NodeRun(
-        LoraModel(outcome.lora),
+        LoraModel(load_lora(path)),  # the run's own may be made anew
         {"loss": losses},
         line_chart(name, curves, "optimizer step", "loss"),
         watcher.samples(),

@@ -79,6 +79,10 @@ def _numbers(config: TrainConfig) -> Iterator[_Check]:
         for name, value in vars(getattr(config, part.name)).items():
             is_float = isinstance(value, float)
             yield f"{part.name}.{name}", value, not is_float or math.isfinite(value), "a number"
+    for rule in config.adapter.rules:
+        for name in ("alpha", "rate"):
+            value = getattr(rule, name)
+            yield f"adapter.rules.{name}", value, math.isfinite(value or 0), "a number"
 
 
 def _ranges(config: TrainConfig) -> Iterator[_Check]:

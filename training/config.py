@@ -53,7 +53,8 @@ class AdapterConfig:
         tucker: Of LoHa: convolutions have a core between their factors.
         constraint: Of OFT: how far all turns may go together, per output; 0 does not bound them.
         rescale: Of OFT: each output gets a factor too.
-        targets: Selectors as in a weighting; a weight is trained when one of them names it.
+        targets: Selectors as in a weighting; a weight is trained when one of them names it. Each of
+            yours must name one; of the default's, those count that the model has.
         text_encoder: Selectors of the text encoders' targets; empty trains the UNet alone.
         rules: Exceptions.
     """
@@ -82,7 +83,8 @@ class OptimizerConfig:
     Attributes:
         name: ``"adamw"``, ``"adam"``, ``"sgd"``, ``"adafactor"``, or one with a library of its own:
             ``"adamw8bit"``, ``"lion"``, ``"prodigy"``.
-        rate: Learning rate.
+        rate: Learning rate. ``prodigy`` wants 1, which it scales itself; ``adafactor`` about 0.01,
+            as it counts in parts of a factor's own size.
         text_encoder_rate: That of the text encoders; None is ``rate``.
         lora_plus: B's rate over A's (arXiv:2402.12354); 1 is plain LoRA. LoRA and DoRA alone.
         weight_decay: Of every optimiser but ``adam``.
@@ -137,7 +139,8 @@ class ValidationConfig:
     Attributes:
         every: Optimiser steps between two measurements; 0 never measures.
         timesteps: Noise levels of each picture, evenly spread.
-        patience: Measurements without a better loss after which the run ends; 0 never ends it.
+        patience: Measurements without a better loss after which the run ends, with the factors of
+            its last step; 0 never ends it.
     """
 
     every: int = 0

@@ -8,7 +8,7 @@ from torch import Tensor
 from .config import TrainConfig
 from .dropout import Draws
 from .feed import Batch, SampleKey
-from .objective import drawn_noise, drawn_timestep, sample_losses, snr_weights
+from .objective import drawn_noise, drawn_timestep, sample_losses, snr_weights, timestep_range
 from .trainable import Conditions, Trainable
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -39,8 +39,9 @@ class Losses:
     @torch.no_grad()
     def of_validation(self, batches: Sequence[Batch]) -> float:
         """The mean loss on pictures kept apart, at the same noise every time."""
-        count = self._config.validation.timesteps
-        places = torch.linspace(0, 1, count + 2)[1:-1] * (len(self._model.levels.signal) - 1)
+        count, objective = self._config.validation.timesteps, self._config.objective
+        first, last = timestep_range(self._model.levels, objective)
+        places = first + torch.linspace(0, 1, count + 2)[1:-1] * (last - first)
         losses = [
             self._errors(batch, self._fixed_noise(batch, index, number), place.repeat(len(batch)))
             for index, batch in enumerate(batches)

@@ -64,11 +64,17 @@ class NoiseLevels:
         return table[timesteps.cpu()].to(like.device, like.dtype)[:, None, None, None]
 
 
+def timestep_range(levels: NoiseLevels, config: ObjectiveConfig) -> tuple[int, int]:
+    """The least and the most noise that is trained, both included."""
+    last = len(levels.signal) - 1 if config.last_timestep is None else config.last_timestep
+    return config.first_timestep, last
+
+
 def drawn_timestep(levels: NoiseLevels, config: ObjectiveConfig, seed: int, *key: int) -> Tensor:
     """The timestep of one sample, ``()``, int64, evenly among those asked for."""
-    last = len(levels.signal) - 1 if config.last_timestep is None else config.last_timestep
+    first, last = timestep_range(levels, config)
     numbers = generator(seed, "timestep", *key)
-    return torch.randint(config.first_timestep, last + 1, (), generator=numbers)
+    return torch.randint(first, last + 1, (), generator=numbers)
 
 
 def drawn_noise(

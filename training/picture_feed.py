@@ -108,5 +108,7 @@ class PictureFeed:
 
 def _size(pick: Pick) -> PictureSize:
     (width, height), (left, top) = pick.sample.size, pick.crop
+    if pick.flip:  # the picture is mirrored, and so is its place
+        left = pick.sample.fit.room[0] - left
     trained_width, trained_height = pick.sample.fit.bucket
     return PictureSize((height, width), (top, left), (trained_height, trained_width))

@@ -54,13 +54,19 @@ class Processes:
 
     def of_first(self, value: float, device: torch.device) -> float:
         """The first process's value, in float32, everywhere."""
-        return float(self.summed(torch.tensor(value if self.is_first else 0.0, device=device)))
+        own = torch.full((), float(value) if self.is_first else 0.0, device=device)
+        return float(self.summed(own))
 
     def summed(self, value: Tensor) -> Tensor:
         """The sum over all processes."""
         from accelerate.utils import reduce
 
         return value if self.count == 1 else reduce(value, reduction="sum")
+
+    def agree(self, value: float, device: torch.device) -> bool:
+        """Whether all processes have the same value, in float32."""
+        differs = float(value) != self.of_first(value, device)
+        return not self.summed(torch.tensor(float(differs), device=device))
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Make every process's gradients their sum."""

@@ -35,11 +35,12 @@ def train(task: TrainingTask, watcher: Watcher) -> Outcome:
         LoraError: something cannot be used, does nothing, or went wrong; states are kept.
     """
     done = finished(task)
-    Processes().wait()  # all have looked before one writes
+    _refuse_apart(task, done is not None)  # all have looked before one writes
     if done is not None:
         return done
     with _trainer(task, watcher) as trainer:
         before = trainer.resume()
+        _refuse_apart(task, before)
         if not trainer.is_complete:
             watcher.noted(_cost(trainer, task.output, trainer.steps - before).to_text())
         trainer.run()
@@ -98,12 +99,14 @@ def _trainer(task: TrainingTask, watcher: Watcher) -> Iterator[Trainer]:
         factors = stack.enter_context(put)
         frozen_text = not config.adapter.text_encoder
         feed = PictureFeed(model, dataset, config.run.batch_size, seed, task.cache, frozen_text)
+        steps = planned_steps(config, feed.batches_per_epoch)
+        _refuse_after_the_end(config, steps)
         yield Trainer(
             model,
             factors,
             feed,
             config,
-            planned_steps(config, feed.batches_per_epoch),
+            steps,
             task.folder,
             task.key,
             watcher,
@@ -115,6 +118,29 @@ def _trainer(task: TrainingTask, watcher: Watcher) -> Iterator[Trainer]:
 def _cost(trainer: Trainer, output: Output, steps: int) -> Cost:
     size = size_of(trainer.factors, trainer.model.parts, output.dtype)
     return Cost(size, trainer.measure(), steps)
+
+
+def _refuse_after_the_end(config: TrainConfig, steps: int) -> None:
+    for name, every in (
+        ("validation.every", config.validation.every),
+        ("preview.every", config.preview.every),
+    ):
+        if every > steps:
+            raise LoraError(
+                f"{name} would do nothing.",
+                {name: every, "Steps of the run": steps},
+                f"take {name} = {steps} or less, or 0.",
+            )
+
+
+def _refuse_apart(task: TrainingTask, found: float) -> None:
+    """Refuse processes that see different runs, as machines with folders of their own do."""
+    if not Processes().agree(found, task.model.device):
+        raise LoraError(
+            "The processes do not find the same state of the run.",
+            {"Run": task.folder},
+            "give all of them the same folder of runs, on a disk that all machines share.",
+        )
 
 
 def _refuse_idle_processes(config: TrainConfig) -> None:

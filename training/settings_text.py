@@ -46,9 +46,19 @@ def settings_of(preset: str, overrides: str) -> TrainConfig:
         name: table if name != "adapter" else {k: v for k, v in table.items() if k not in idle}
         for name, table in PRESETS[preset].settings.items()
     }
-    config = read_config(TrainConfig, merged(told, changes))
+    config = read_config(TrainConfig, merged(_rescaled(told, adapter), changes))
     check_settings(config)
     return config
+
+
+def _rescaled(
+    told: Mapping[str, Mapping[str, Any]], changes: Mapping[str, Any]
+) -> Mapping[str, Mapping[str, Any]]:
+    """A preset whose alpha keeps its ratio to the rank where the rank alone is changed."""
+    own, rank = told["adapter"], changes.get("rank")
+    if not isinstance(rank, int) or "alpha" not in own or "alpha" in changes:
+        return told
+    return {**told, "adapter": {**own, "alpha": own["alpha"] / own["rank"] * rank}}
 
 
 def explained(preset: str, config: TrainConfig) -> str:
@@ -89,10 +99,14 @@ def compared(
         presets: To compare with.
     """
     rows = [("these settings", config), *((name, settings_of(name, "")) for name in presets)]
-    return tuple((name, _costs(_size(each, weights))) for name, each in rows)
+    return tuple((name, _costs(each, weights)) for name, each in rows)
 
 
-def _costs(size: Size) -> str:
+def _costs(config: TrainConfig, weights: Mapping[str, Mapping[str, Target]]) -> str:
+    try:
+        size = _size(config, weights)
+    except LoraError as error:
+        return f"not on this model: {error.headline}"
     return (
         f"{size.modules:,} modules, {size.parameters:,} numbers ({size.share:.2%}), "
         f"file {size.file_bytes / _MEGA:.1f} MB, memory {size.state_bytes / _MEGA:.1f} MB"

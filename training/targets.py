@@ -78,7 +78,7 @@ def chosen_weights(
         }
         for text in texts:
             found = {key for key, target in ours.items() if _matches(_selectors(text), target)}
-            if not found:
+            if not found and not (option == "targets" and texts == AdapterConfig.targets):
                 raise _nothing(option, text, ours.values())
             chosen |= {key: ours[key] for key in ours if key in found}
     order = [(component, module) for component in weights for module in weights[component]]

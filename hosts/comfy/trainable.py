@@ -16,6 +16,7 @@ from ...lora_core.lora import Lora
 from ...lora_core.models.target import Target
 from ...lora_core.stack import StackItem
 from ...training.config import PreviewConfig
+from ...training.dataset.captions import as_prompt
 from ...training.hashes import weights_hash
 from ...training.trainable import Conditions, PictureSize
 from .gradients import gradients
@@ -88,7 +89,7 @@ class ComfyTrainable:
 
     def encode_captions(self, captions: Sequence[str]) -> list[Conditions]:
         """See ``Trainable.encode_captions``."""
-        found = [self._encoded(caption) for caption in captions]
+        found = [self._encoded(as_prompt(caption)) for caption in captions]
         with torch.no_grad():
             self._load()  # the text encoders may have pushed it out
         return found

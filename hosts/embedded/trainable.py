@@ -12,6 +12,7 @@ from ...lora_core.lora import Lora
 from ...lora_core.models.target import Target
 from ...lora_core.stack import StackItem
 from ...training.config import PreviewConfig
+from ...training.dataset.captions import as_prompt
 from ...training.hashes import weights_hash
 from ...training.objective import NoiseLevels
 from ...training.trainable import Conditions, PictureSize
@@ -73,7 +74,8 @@ class EmbeddedTrainable:
 
     def encode_captions(self, captions: Sequence[str]) -> list[Conditions]:
         """See ``Trainable.encode_captions``."""
-        found = [encode_for_training(self._clip.part, text, self._clip.skip) for text in captions]
+        prompts = [as_prompt(caption) for caption in captions]
+        found = [encode_for_training(self._clip.part, one, self._clip.skip) for one in prompts]
         return [
             {"states": one.states, **({} if one.pooled is None else {"pooled": one.pooled})}
             for one in found

@@ -108,6 +108,16 @@ def test_the_example_is_valid_with_its_two_required_keys_and_as_a_whole():
     assert (whole.adapter.rules[0].select, whole.preview.size) == ("attn2", (512, 512))
 
 
+@pytest.mark.parametrize("skip", [2, 0, -50])
+def test_a_layer_that_the_text_encoder_lacks_is_refused(user, skip):
+    """Kohya's 2 is our -2."""
+    changes = [("[dataset]", f"clip_skip = {skip}\n[dataset]")]
+    code, _, err = user.train(changes=changes)
+    assert (code, f"There is no layer {skip} of the text encoders" in err) == (2, True), err
+    assert ("model.clip_skip = -2" in err) == (skip == 2)
+    assert user.states() == []
+
+
 def test_an_output_that_cannot_be_is_refused_before_the_run(user):
     folder = user.folder / "folder.safetensors"
     folder.mkdir()

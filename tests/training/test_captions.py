@@ -4,7 +4,10 @@ from collections import Counter
 
 import pytest
 
+from lora_workbench.hosts.embedded.text.tokenizer import clip_tokenizer
+from lora_workbench.hosts.embedded.text.tokens import START, tokenize
 from lora_workbench.training.dataset.captions import (
+    as_prompt,
     caption_of,
     captions_vary,
     plain_caption,
@@ -100,3 +103,13 @@ def test_which_options_leave_nothing_to_cache(folder):
     assert not captions_vary(folder.settings(caption_dropout=0.5))
     assert captions_vary(folder.settings(shuffle_tags=True))
     assert captions_vary(folder.settings(tag_dropout=0.1))
+
+
+@pytest.mark.parametrize("caption", ["miku (vocaloid)", "((a))", "(a:2) b", r"c \(d\)", "e"])
+def test_a_caption_means_its_own_words(caption):
+    """Brackets are letters, as kohya and diffusers train them, and weigh nothing."""
+    tokenizer = clip_tokenizer()
+    (chunk,) = tokenize(as_prompt(caption), "l", tokenizer)
+    assert {token.weight for token in chunk} == {1.0}
+    own = [token.id for token in chunk if token.id < START]
+    assert own == [int(token) for token in tokenizer(caption)]

@@ -89,6 +89,18 @@ def test_a_barely_trained_factor_survives_fp16(table, generator, tmp_path):
     assert export([module], table, tmp_path / "a.safetensors").worst_error < BOUNDS["fp16"]
 
 
+@pytest.mark.parametrize("size", [1e-5, 1e-7, 1e-9])
+def test_what_fp16_cannot_hold_is_written_in_fp32(size, table, generator, tmp_path):
+    """As after a few steps of plain SGD: no partner has enough to give."""
+    module = module_of(target_of(table, "linear"), generator, size=size)
+    small = replace(module, down=module.down / module.down.abs().max() * 1e-2)
+    result = export([small], table, tmp_path / "lora.safetensors", dtype="fp16")
+    assert result.worst_error <= BOUNDS["fp16"]
+    stored = load_lora(result.path).file.tensors
+    kinds = {info.dtype for name, info in stored.items() if "alpha" not in name}
+    assert kinds == {torch.float32 if size < 1e-6 else torch.float16}
+
+
 def test_pissa_survives_fp16(table, generator, tmp_path):
     """The factors hardly left their start: [B, -B0] [A; A0] in fp16 would be mostly rounding."""
     start = module_of(target_of(table, "linear"), generator)

@@ -223,6 +223,26 @@ def test_validation_is_at_the_same_noise_and_ends_a_settled_run(tmp_path):
     assert len(set(losses)) == 1
 
 
+def test_validation_measures_the_noise_that_is_trained(tmp_path, monkeypatch):
+    seen, model = set(), tiny_trainable()
+    predict = model.predict
+
+    def noted(noisy, times, conditions):
+        seen.update(times.tolist())
+        return predict(noisy, times, conditions)
+
+    monkeypatch.setattr(model, "predict", noted)
+    config = altered(
+        short_run(steps=1),
+        validation=ValidationConfig(1, 3),
+        objective=ObjectiveConfig(first_timestep=200, last_timestep=240),
+    )
+    run(config, tmp_path, model)
+    assert {210, 220, 230} <= seen
+    assert min(seen) >= 200
+    assert max(seen) <= 240
+
+
 def test_an_interrupt_before_a_measurement_loses_none(tmp_path):
     config = altered(short_run(steps=4), validation=ValidationConfig(2, 2))
     whole = Quiet()

@@ -2,12 +2,14 @@
 
 from collections import Counter
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lora_workbench.lora_core.errors import LoraError
 from lora_workbench.training.dataset.order import Order, validation_batches
+from lora_workbench.training.picture_feed import PictureFeed
 
 
 def shown(batches):
@@ -132,3 +134,19 @@ def test_regularisation_is_shown_beside_the_pictures(folder, other_folder):
     dataset = folder.fill(6).scan(regularisation=str(spare.path))
     picks = [p for batch in Order(dataset, 4, 0).epoch_batches(0) for p in batch]
     assert Counter(p.sample.regularisation for p in picks) == {True: 6, False: 6}
+
+
+def test_a_mirrored_cut_is_told_where_it_lies_in_the_mirrored_picture(folder, tmp_path):
+    """As kohya's tools tell SDXL."""
+    folder.add("a.png", (160, 64), "x")
+    dataset = folder.scan(crop="random", flip=0.5, crop_places=8)
+    model = SimpleNamespace(autoencoder="", encode_pictures=lambda pictures: pictures[:, :1])
+    feed = PictureFeed(model, dataset, 1, 0, tmp_path / "cache", encodes_captions=False)
+    flips = set()
+    for number in range(12):
+        (pick,) = feed.picks(number)
+        room, _ = pick.sample.fit.room
+        ((_, left),) = [size.crop for size in feed.load([pick], [(number, 0)]).sizes]
+        assert left == (room - pick.crop[0] if pick.flip else pick.crop[0])
+        flips.add(pick.flip)
+    assert flips == {True, False}

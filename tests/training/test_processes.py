@@ -52,7 +52,13 @@ def both(folder, process):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    (folder / "both.py").write_text(SCRIPT)
+    launched(folder, SCRIPT)
+    return folder
+
+
+def launched(folder, script):
+    """Run a script in two processes, with the folder as its argument."""
+    (folder / "both.py").write_text(script)
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     # Without --multi_gpu it starts one process where there is no GPU; port 0 is any free one.
     launch = ("--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
@@ -72,7 +78,6 @@ def two_processes(tmp_path_factory):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return folder
 
 
 def found(folder, process, batch_size):
@@ -94,6 +99,33 @@ def test_two_processes_give_what_one_gives(two_processes, tmp_path, batch_size):
     if count == STEPS:
         for name, value in first["values"].items():
             torch.testing.assert_close(value, alone["values"][name], rtol=1e-3, atol=1e-5)
+
+
+APART = """
+import os
+import sys
+from pathlib import Path
+from tests.training.runs import tiny_trainable
+from lora_workbench.lora_core.errors import LoraError
+from lora_workbench.training.processes import Processes
+from lora_workbench.training.run import _refuse_apart
+class Task:
+    model, folder = tiny_trainable(), Path(".")
+_refuse_apart(Task, 20)
+try:
+    _refuse_apart(Task, 20 * int(os.environ["RANK"]))
+except LoraError as error:
+    Path(sys.argv[1], os.environ["RANK"]).write_text(str(error))
+Processes().wait()
+"""
+
+
+def test_processes_that_see_other_states_are_all_refused(tmp_path):
+    """As machines with folders of their own: sums of two runs would be neither."""
+    launched(tmp_path, APART)
+    told = {path.name: path.read_text() for path in tmp_path.glob("[01]")}
+    assert set(told) == {"0", "1"}
+    assert all("on a disk that all machines share" in text for text in told.values())
 
 
 def test_all_stop_at_the_step_at_which_one_is_asked_to(two_processes):

@@ -241,6 +241,17 @@ def test_numbers_that_cannot_be_meant_are_refused(dataset, tmp_path):
             trained(tmp_path, dataset, TrainConfig(**{**vars(SHORT), **change}))
 
 
+@pytest.mark.parametrize("name", ["validation", "preview"])
+def test_what_begins_after_the_end_is_refused(name, folder, tmp_path):
+    dataset = folder.fill(4).scan(validation=0.25)
+    part = {
+        "validation": ValidationConfig(every=4),
+        "preview": PreviewConfig(every=4, prompts=("a",)),
+    }
+    with pytest.raises(LoraError, match=f"{name}.every would do nothing"):
+        trained(tmp_path, dataset, replace(SHORT, **{name: part[name]}))
+
+
 def test_prodigy_has_one_rate():
     """Its step refuses others, after what was there is lost."""
     options = OptimizerConfig("prodigy", rate=1.0)

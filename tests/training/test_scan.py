@@ -52,11 +52,12 @@ def _walk(real, top, order):
         yield at, folders, order(files)
 
 
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_the_size(folder, orientation):
+def test_exif_turns_the_size(folder, orientation, ending):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    folder.add("a.jpg", (96, 64), "x", exif=exif)
+    folder.add(f"a.{ending}", (96, 64), "x", exif=exif)
     turned = orientation >= 5
     assert folder.scan().samples[0].size == ((64, 96) if turned else (96, 64))
 

@@ -40,6 +40,30 @@ def test_a_change_that_would_do_nothing_is_refused(overrides, name):
         settings_of("style", overrides)
 
 
+@pytest.mark.parametrize(("preset", "ratio"), [("style", 1), ("character", 0.5), ("quick look", 1)])
+def test_another_rank_keeps_the_scale_of_the_preset(preset, ratio):
+    adapter = settings_of(preset, "adapter.rank = 4").adapter
+    assert (adapter.rank, adapter.alpha) == (4, 4 * ratio)
+    assert settings_of(preset, "adapter.rank = 4\nadapter.alpha = 3.0").adapter.alpha == 3
+
+
+def test_a_preset_that_does_not_fit_the_model_is_told_beside_the_others():
+    """As "character", which trains text encoders, on a model without any."""
+    weights = {"unet": tiny_trainable().weights["unet"]}
+    style, character = compared(settings_of("style", ""), weights, ["character"])
+    assert "modules" in style[1]
+    assert character[1].startswith("not on this model: text_encoder:")
+
+
+def test_the_default_targets_are_those_that_the_model_has():
+    weights = tiny_trainable().weights["unet"]
+    without = {"unet": {k: v for k, v in weights.items() if "proj_" not in k}}
+    ((_, style),) = compared(settings_of("style", ""), without, [])
+    assert "modules" in style
+    mine = settings_of("style", 'adapter.targets = ["attn", "proj"]')
+    assert "'proj' names no weight" in compared(mine, without, [])[0][1]
+
+
 def test_the_costs_are_those_of_the_method():
     weights = tiny_trainable().weights
     (_, lora), (_, style) = compared(settings_of("style", ""), weights, ["style"])

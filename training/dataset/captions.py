@@ -7,6 +7,11 @@ from .data import Sample
 from .settings import DatasetSettings
 
 
+def as_prompt(caption: str) -> str:
+    """A prompt that means a caption's own words: its brackets are letters and no weights."""
+    return caption.replace("(", "\\(").replace(")", "\\)")
+
+
 def caption_of(
     sample: Sample, settings: DatasetSettings, seed: int, epoch: int, repeat: int
 ) -> str:

@@ -91,15 +91,22 @@ def look_at_all(paths: Sequence[Path], progress: Progress | None = None) -> list
     return looks
 
 
+_JPEG = ("JPEG", "MPO")
+
+
 def _look(data: bytes, sha256: str) -> Look:
     with Image.open(BytesIO(data)) as image:
         size, mode = image.size, image.mode
         # A camera's JPEG with a preview in it (MPO) is no animation.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         transparent = image.has_transparency_data
-        if image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS:
+        is_jpeg = image.format in _JPEG
+        if is_jpeg and image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS:
             size = size[1], size[0]
-        image.draft("RGB", (THUMB, THUMB))
-        small = to_rgb(turned(image)).resize((THUMB, THUMB), Image.Resampling.BOX)
+        image.draft("RGB", (THUMB, THUMB))  # reads a JPEG smaller
+        upright = turned(image)
+        if not is_jpeg:
+            size = upright.size
+        small = to_rgb(upright).resize((THUMB, THUMB), Image.Resampling.BOX)
     mode = "" if mode in _PLAIN_MODES else mode
     return Look(sha256, size, "", mode, frames, transparent, small.tobytes())

@@ -24,6 +24,19 @@ def balanced(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return one * shift, other / shift
 
 
+def holds(dtype: torch.dtype, *factors: Tensor) -> bool:
+    """Whether factors keep their digits in a dtype: fp16 cuts those of barely trained ones short.
+
+    Args:
+        dtype: Of a file.
+        factors: After balancing.
+    """
+    bound = torch.finfo(dtype).eps / 2  # of each number that is not cut short
+    return all(
+        bool((one.to(dtype).to(one.dtype) - one).norm() <= bound * one.norm()) for one in factors
+    )
+
+
 def _shift(sizes: Tensor, others: Tensor) -> Tensor:
     is_small = (torch.minimum(sizes, others) < _SMALL_IN_FP16) & (sizes * others > 0)
     halfway = ((others / sizes).log2() / 2).round()

@@ -12,7 +12,7 @@ from ...lora_core.errors import UnsupportedFormatError
 from ...lora_core.models.target import Target
 from ..config import Form
 from ..kinds import stored_dtype
-from .balance import balanced
+from .balance import balanced, holds
 from .errors import made_up_base, ratio
 
 _PAIRS = (("hada_w2_a", "hada_w2_b"), ("lokr_w2_b", "lokr_w2_a"), ("lokr_w2", "lokr_w1"),
@@ -57,6 +57,7 @@ class TrainedLycoris:
             for zero, partner in _PAIRS:
                 if zero in found and partner in found:
                     found[zero], found[partner] = balanced(found[zero], found[partner])
+            dtype = "fp16" if holds(torch.float16, *found.values()) else "fp32"
         told = {
             role: factor.to(stored_dtype(role, dtype)).contiguous()
             for role, factor in found.items()

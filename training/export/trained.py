@@ -13,7 +13,7 @@ from ...lora_core.errors import ShapeMismatchError
 from ...lora_core.models.target import Target
 from ..config import Form
 from ..kinds import stored_dtype
-from .balance import balanced_ranks
+from .balance import balanced_ranks, holds
 from .errors import made_up_base, product_error, ratio
 
 
@@ -136,6 +136,7 @@ class TrainedModule:
             up = (up.double() * (self.alpha / alpha)).float()
         if dtype == "fp16":
             up, down = balanced_ranks(up, down)
+            dtype = "fp16" if holds(torch.float16, up, down) else "fp32"
         first, second = ("lora_down", "lora_up") if is_kohya else ("lora_A", "lora_B")
         found = {
             f"{first}.weight": down.to(stored_dtype("down", dtype)),
