@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from ..lora_core.errors import FailedError, LoraError
+from ..lora_core.errors import FailedError, LoraError, UnknownChoiceError
 from ..lora_core.lora import Lora, lora_from_tensors
 from .checkpointing import checkpointed
 from .checks import check
@@ -87,6 +87,7 @@ def _trainer(task: TrainingTask, watcher: Watcher) -> Iterator[Trainer]:
     """A trainer before its first step; afterwards the model is as it was."""
     model, dataset, config, output = task.model, task.dataset, task.config, task.output
     check(config, model.levels, bool(dataset.validation))
+    _refuse_unknown(config, model)
     _refuse_idle_processes(config)
     targets = choose_targets(model.parts, model.weights, config.adapter)
     _refuse_form(output, config.adapter.method, targets)
@@ -118,6 +119,17 @@ def _trainer(task: TrainingTask, watcher: Watcher) -> Iterator[Trainer]:
 def _cost(trainer: Trainer, output: Output, steps: int) -> Cost:
     size = size_of(trainer.factors, trainer.model.parts, output.dtype)
     return Cost(size, trainer.measure(), steps)
+
+
+def _refuse_unknown(config: TrainConfig, model: Trainable) -> None:
+    """Names of a preview that its host does not know."""
+    preview = config.preview
+    for kind, name, known in (
+        ("sampler", preview.sampler, model.samplers),
+        ("scheduler", preview.scheduler, model.schedulers),
+    ):
+        if name not in known:
+            raise UnknownChoiceError(kind, name, known)
 
 
 def _refuse_after_the_end(config: TrainConfig, steps: int) -> None:

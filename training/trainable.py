@@ -1,6 +1,6 @@
 """What the trainer asks of a host's model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -45,6 +45,8 @@ class Trainable(Protocol):
         identity: Changes with any weight.
         autoencoder: Changes with what makes latents of pictures.
         text: Changes with what makes conditions of captions.
+        samplers: Names that a preview knows.
+        schedulers: Likewise.
     """
 
     parts: Mapping[str, nn.Module]
@@ -55,6 +57,8 @@ class Trainable(Protocol):
     identity: str
     autoencoder: str
     text: str
+    samplers: Collection[str]
+    schedulers: Collection[str]
 
     def loaded(self) -> AbstractContextManager[None]:
         """The bare model ready for gradients; afterwards as it was found."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import comfy.conds
 import comfy.model_management
+import comfy.samplers
 import torch
 from torch import Tensor, nn
 
@@ -72,6 +73,8 @@ class ComfyTrainable:
         scale = f"{type(latents).__name__} {latents.scale_factor}"
         self.autoencoder = f"{weights_hash(vae.first_stage_model.state_dict())} {scale}"
         self.text = f"{text_hash} skip {clip.layer_idx}"
+        self.samplers = comfy.samplers.KSampler.SAMPLERS
+        self.schedulers = comfy.samplers.KSampler.SCHEDULERS
 
     @contextmanager
     def loaded(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ from ...training.trainable import Conditions, PictureSize
 from .applying import applied, table_of
 from .autoencoder import decoded, encoded
 from .handles import Clip, Model, Vae
-from .sampling import sample
+from .sampling import SAMPLERS, SCHEDULERS, sample
 from .sampling.schedule import scaled_linear_schedule
 from .text import encode, encode_for_training
 
@@ -59,6 +59,7 @@ class EmbeddedTrainable:
         scale = model.part.latent_scale
         self.autoencoder = f"{weights_hash(vae.part.vae.state_dict())} scale {scale}"
         self.text = f"{text_hash} skip {clip.skip}"
+        self.samplers, self.schedulers = SAMPLERS, SCHEDULERS
 
     @contextmanager
     def loaded(self) -> Iterator[None]:

@@ -241,6 +241,13 @@ def test_numbers_that_cannot_be_meant_are_refused(dataset, tmp_path):
             trained(tmp_path, dataset, TrainConfig(**{**vars(SHORT), **change}))
 
 
+@pytest.mark.parametrize("name", ["sampler", "scheduler"])
+def test_names_that_the_host_does_not_know_are_refused(name, dataset, tmp_path):
+    preview = PreviewConfig(every=1, prompts=("a",), **{name: "eulr"})
+    with pytest.raises(LoraError, match=f"Unknown {name} 'eulr'"):
+        trained(tmp_path, dataset, replace(SHORT, preview=preview))
+
+
 @pytest.mark.parametrize("name", ["validation", "preview"])
 def test_what_begins_after_the_end_is_refused(name, folder, tmp_path):
     dataset = folder.fill(4).scan(validation=0.25)

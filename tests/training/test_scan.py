@@ -4,6 +4,7 @@ import codecs
 import hashlib
 import os
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -42,13 +43,13 @@ def test_the_order_is_that_of_the_names_whatever_the_disk_says(folder, monkeypat
         folder.add(name, caption="x")
     real = os.walk
     for order in (sorted, lambda names: sorted(names, reverse=True)):
-        monkeypatch.setattr(listing.os, "walk", lambda top, order=order: _walk(real, top, order))
+        monkeypatch.setattr(listing.os, "walk", partial(_walk, real, order))
         names = [sample.name for sample in folder.scan().samples]
         assert names == ["B.png", "a.png", "b.png", "sub/a.png", "sub/c.png"]
 
 
-def _walk(real, top, order):
-    for at, folders, files in real(top):
+def _walk(real, order, top, **options):
+    for at, folders, files in real(top, **options):
         yield at, folders, order(files)
 
 
@@ -417,3 +418,20 @@ def test_real_pictures(shared_data, folder):
     same = kinds(found).get("same file", [])
     unique = {array.tobytes() for array in pixels[::8]}
     assert len(same) == len(pixels[::8]) - len(unique)
+
+
+def test_linked_folders_are_listed_and_a_circle_ends(folder, other_folder):
+    folder.add("a.png", caption="x")
+    other_folder("elsewhere").add("b.png", caption="y")
+    (folder.path / "more").symlink_to(folder.path.parent / "elsewhere")
+    (folder.path / "round").symlink_to(folder.path)
+    (folder.path / "more" / "again").symlink_to(folder.path.parent / "elsewhere")
+    assert [sample.name for sample in folder.scan().samples] == ["a.png", "more/b.png"]
+
+
+def test_a_caption_that_cannot_be_read_is_told(folder):
+    folder.add("a.png")
+    (folder.path / "a.txt").symlink_to(folder.path / "gone.txt")
+    with pytest.raises(LoraError, match="1 caption file cannot be read") as error:
+        folder.scan()
+    assert "a.txt: No such file" in str(error.value)

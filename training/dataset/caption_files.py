@@ -1,7 +1,7 @@
 """Captions as they are written in files."""
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...lora_core.errors import LoraError
@@ -19,23 +19,34 @@ def read_captions(paths: Sequence[Path]) -> list[tuple[str, str]]:
         Each text on one line, with what is remarkable about its file, or an empty text.
 
     Raises:
-        LoraError: names all files that are not text in these encodings.
+        LoraError: names all files that cannot be read, or are not text in these encodings.
     """
-    found, wrong = [], {}
+    found, wrong, lost = [], {}, {}
     for path in paths:
-        data = path.read_bytes()
         try:
-            found.append(_decoded(data))
+            found.append(_decoded(path.read_bytes()))
         except UnicodeDecodeError as error:
             wrong[path.name] = f"byte {error.start}: {error.reason}"
+        except OSError as error:
+            lost[path.name] = error.strerror or str(error)
+    if lost:
+        raise LoraError(
+            f"{len(lost)} caption file{'s' if len(lost) > 1 else ''} cannot be read.",
+            _some(lost),
+            "mend or delete them; a name that is not UTF-8 (shown with ?) needs another.",
+        )
     if wrong:
-        more = {"and more": len(wrong) - _SHOWN} if len(wrong) > _SHOWN else {}
         raise LoraError(
             f"{len(wrong)} caption file{'s are' if len(wrong) > 1 else ' is'} not UTF-8.",
-            {**dict(list(wrong.items())[:_SHOWN]), **more},
+            _some(wrong),
             "save them as UTF-8 in a text editor.",
         )
     return found
+
+
+def _some(found: Mapping[str, str]) -> dict[str, object]:
+    more = {"and more": len(found) - _SHOWN} if len(found) > _SHOWN else {}
+    return {**dict(list(found.items())[:_SHOWN]), **more}
 
 
 def _decoded(data: bytes) -> tuple[str, str]:

@@ -76,12 +76,13 @@ def list_files(
     entries: list[Entry] = []
     captions: list[str] = []
     others: list[str] = []
-    for at, folders, files in os.walk(folder):
+    for at, folders, files in os.walk(folder, followlinks=True):
         here = Path(at)
+        above = {here.resolve(), *here.resolve().parents}  # a link to one of them has no end
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and (here / name).resolve() not in apart
+            if not name.startswith(".") and (here / name).resolve() not in apart | above
         )
         for file in files:
             path = here / file
