@@ -59,6 +59,7 @@ def training_facts(
         algo=LYCORIS.get(config.adapter.method),
         network_args=_lycoris_arguments(config.adapter),
         resolution=dataset.settings.target,
+        clip_skip=None if model.clip_skip is None else -model.clip_skip,
         learning_rate=config.optimizer.rate,
         optimizer=config.optimizer.name,
         seed=config.run.seed,

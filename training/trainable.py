@@ -45,6 +45,7 @@ class Trainable(Protocol):
         identity: Changes with any weight.
         autoencoder: Changes with what makes latents of pictures.
         text: Changes with what makes conditions of captions.
+        clip_skip: The layer of the text encoders that is read, -1 for the last; None is their own.
         samplers: Names that a preview knows.
         schedulers: Likewise.
     """
@@ -57,6 +58,7 @@ class Trainable(Protocol):
     identity: str
     autoencoder: str
     text: str
+    clip_skip: int | None
     samplers: Collection[str]
     schedulers: Collection[str]
 

@@ -73,6 +73,7 @@ class ComfyTrainable:
         scale = f"{type(latents).__name__} {latents.scale_factor}"
         self.autoencoder = f"{weights_hash(vae.first_stage_model.state_dict())} {scale}"
         self.text = f"{text_hash} skip {clip.layer_idx}"
+        self.clip_skip = clip.layer_idx
         self.samplers = comfy.samplers.KSampler.SAMPLERS
         self.schedulers = comfy.samplers.KSampler.SCHEDULERS
 

@@ -59,6 +59,7 @@ class EmbeddedTrainable:
         scale = model.part.latent_scale
         self.autoencoder = f"{weights_hash(vae.part.vae.state_dict())} scale {scale}"
         self.text = f"{text_hash} skip {clip.skip}"
+        self.clip_skip = clip.skip
         self.samplers, self.schedulers = SAMPLERS, SCHEDULERS
 
     @contextmanager

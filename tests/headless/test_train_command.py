@@ -118,6 +118,21 @@ def test_a_layer_that_the_text_encoder_lacks_is_refused(user, skip):
     assert user.states() == []
 
 
+def test_the_header_tells_the_layer_as_kohya_counts(user):
+    output = user.folder / "dots.safetensors"
+    changes = [("[dataset]", "clip_skip = -2\n[dataset]"), ("steps = 4", "steps = 1")]
+    code, _, err = user.train("-o", str(output), changes=changes)
+    assert code == 0, err
+    assert load_lora(output).metadata["ss_clip_skip"] == "2"
+    assert "ss_clip_skip" not in load_lora(plain_run(user, output)).metadata
+
+
+def plain_run(user, output):
+    code, _, err = user.train("-o", str(output), "--force", changes=[("steps = 4", "steps = 1")])
+    assert code == 0, err
+    return output
+
+
 def test_an_output_that_cannot_be_is_refused_before_the_run(user):
     folder = user.folder / "folder.safetensors"
     folder.mkdir()
