@@ -232,7 +232,7 @@ class Host(Protocol):
         """Where runs and their caches are kept."""
 
     stopped_runs: set[tuple[str, int, str]]
-    """Name and seed of runs that were stopped before their end: queued again, they go on."""
+    """Name, seed and key of runs that were stopped before their end: queued again, they go on."""
 
     def require_lora_name(self, name: str) -> None:
         """Refuse a name that ``keep_lora`` would refuse.
