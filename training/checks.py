@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from ..lora_core.errors import LoraError, UnknownChoiceError
 from .config import OptimizerConfig, PreviewConfig, TrainConfig
 from .kinds import LYCORIS, idle_fields, require_library
-from .objective import NoiseLevels
+from .objective import NoiseLevels, timestep_range
 from .optimizer import OPTIMIZERS, READS
 
 _LATENT = 8  # pixels of one
@@ -67,8 +67,7 @@ def _refuse_idle(checks: Iterable[_Check]) -> None:
 
 def _ranges_of_model(config: TrainConfig, levels: NoiseLevels) -> Iterator[_Check]:
     last = len(levels.signal) - 1
-    first, end = config.objective.first_timestep, config.objective.last_timestep
-    end = last if end is None else end
+    first, end = timestep_range(levels, config.objective)
     fits = 0 <= first <= end <= last
     yield "objective.first_timestep and last_timestep", (first, end), fits, f"0 to {last}, in order"
 

@@ -28,6 +28,7 @@ from .checkpoints import FULL, SLIM, Recipe, cached_checkpoint
 from .comfy_source import REPOSITORY, ComfyUnavailableError, cache_dir, comfyui_path
 from .flow_checkpoint import write_sd3
 from .server_fixture import ComfyServer, make_comfyui_folder, running_server
+from .training_runs import loaded_checkpoint
 
 PACK = "ComfyUI-LoRA-Workbench"
 FOLDERS = ("custom_nodes", "input", "models/checkpoints", "models/loras", "output", "temp", "user")
@@ -344,6 +345,12 @@ def sd3_checkpoint(comfy, slim_checkpoint) -> str:
     name = "small-sd3.safetensors"
     write_sd3(comfy.checkpoints_dir / name, comfy.checkpoints_dir / slim_checkpoint)
     return name
+
+
+@pytest.fixture(scope="module")
+def sd3(comfy, sd3_checkpoint):
+    """MODEL, CLIP and VAE of the small SD3."""
+    return loaded_checkpoint(sd3_checkpoint)
 
 
 @pytest.fixture(scope="session")

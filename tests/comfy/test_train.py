@@ -17,7 +17,10 @@ from .training_runs import (
     training_modules,
 )
 
-pytestmark = pytest.mark.comfyui("0.30", "the trainer is written for 0.30")
+pytestmark = [
+    pytest.mark.comfyui("0.30", "the trainer is written for 0.30"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 TEXT = {"text_encoder": ("te",)}
 LYCORIS = (
@@ -25,14 +28,6 @@ LYCORIS = (
     {"method": "lokr", "factor": 4, "targets": ("attn", "conv"), **TEXT},
     {"method": "oft", "targets": ("attn", "proj", "ff"), **TEXT},
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    found = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(found)
 
 
 @pytest.fixture(scope="module")

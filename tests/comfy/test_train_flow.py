@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from .flow_checkpoint import flux_model
-from .training_runs import Listener, Runs, loaded_checkpoint, pictures, same_state, state_of
+from .training_runs import Listener, Runs, pictures, same_state, state_of
 
 pytestmark = [
     pytest.mark.comfyui("0.30", "the trainer is written for 0.30"),
@@ -16,11 +16,6 @@ pytestmark = [
 
 BLOCKS = ("attn", "ff")  # neither model has what the selector "proj" means
 SIZE = ((64, 64), (0, 0), (64, 64))
-
-
-@pytest.fixture(scope="module")
-def sd3(comfy, sd3_checkpoint):
-    return loaded_checkpoint(sd3_checkpoint)
 
 
 @pytest.fixture(scope="module", params=["sd3", "flux"])

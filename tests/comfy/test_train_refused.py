@@ -12,11 +12,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def sd3(comfy, sd3_checkpoint):
-    return loaded_checkpoint(sd3_checkpoint)
-
-
 @pytest.fixture
 def runs(comfy, sd3, tmp_path):
     return Runs(comfy, sd3, tmp_path)

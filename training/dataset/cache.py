@@ -21,7 +21,7 @@ from .order import Pick
 
 Tensors = Mapping[str, Tensor]
 
-_RECIPE = 2  # a change of how pixels or masks are made from files takes another number
+_RECIPE = 2  # a change of how pixels, masks or captions are read takes another number
 _CHECKSUM = "sha256"
 
 
